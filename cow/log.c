@@ -1,0 +1,45 @@
+/*
+ * Logging to stderr or syslog. The two static flags are written before the first thread is made
+ * and only read afterwards, so they need no lock.
+ */
+#include "ff_log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <syslog.h>
+
+static bool use_syslog;
+static enum ff_log_level threshold = FF_LOG_INFO;
+
+void ff_log_to_syslog(void)
+{
+	openlog("fleecefs", LOG_PID, LOG_DAEMON);
+	use_syslog = true;
+}
+
+void ff_log_threshold(enum ff_log_level level)
+{
+	threshold = level;
+}
+
+void ff_log(enum ff_log_level level, const char *fmt, ...)
+{
+	static const int priority[] = {LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG};
+	static const char *const word[] = {"error: ", "warning: ", "", "debug: "};
+	int saved = errno;
+	char line[1024];
+	va_list ap;
+
+	if (level > threshold)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof line, fmt, ap);
+	va_end(ap);
+	if (use_syslog)
+		syslog(priority[level], "%s%s", word[level], line);
+	else
+		fprintf(stderr, "fleecefs: %s%s\n", word[level], line);
+	errno = saved;
+}

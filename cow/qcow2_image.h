@@ -1,0 +1,115 @@
+/*
+ * One fleecing image: a standard qcow2 version 3 file, written by us alone, that holds the saved
+ * clusters of one disk for one snapshot.
+ *
+ * A cluster number below is a guest cluster: byte offset in the disk divided by the cluster size.
+ * All functions return 0 or -errno; all are thread-safe where not said otherwise. Two threads must
+ * not save the same cluster at once (the claims of preserve.c see to that); everything else may
+ * run side by side.
+ */
+#ifndef FF_COW_QCOW2_IMAGE_H
+#define FF_COW_QCOW2_IMAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+struct ff_image;
+
+/* What an image says of itself, in a header extension of our own that other readers skip, so that
+ * the images alone are enough to rebuild every chain. */
+struct ff_image_desc {
+	uint64_t seq;              /* number of the snapshot: newer is higher; unique per disk */
+	uint64_t size;             /* exact size of the disk at the freeze, bytes */
+	uint64_t disk_ino;         /* identity of the disk: inode number and birth time */
+	int64_t disk_btime_sec;    /* (0, 0 where the filesystem keeps none) */
+	uint32_t disk_btime_nsec;
+	uint32_t cluster_size;     /* bytes, power of two, 4 KiB to 2 MiB; 0 never */
+	bool broken;               /* the view of this disk in this snapshot is lost for good */
+};
+
+/* The smallest cluster size, not below WANTED, with which qcow2 can describe SIZE bytes within
+ * QEMU's limits (L1 table 32 MiB, refcount table 8 MiB). -EFBIG. */
+int ff_image_cluster_size(uint64_t size, uint32_t wanted, uint32_t *out);
+
+/* Makes the file PATH (O_EXCL) below DIRFD with MODE and the given backing file (name as it is to
+ * stand in the header, at most 1023 bytes else -ENAMETOOLONG; format "raw" or "qcow2"). The virtual
+ * size is desc->size rounded up to 512. O(1) in the size of the disk. DIRFD and PATH must stay
+ * valid for the image's life; PATH is copied, DIRFD is not duplicated. The descriptors are opened
+ * when first needed, and again after ff_image_park(). */
+int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_image_desc *desc,
+                    const char *backing, const char *backing_format, struct ff_image **out);
+
+/* Opens an existing image of ours: validates header, tables and every entry, takes the saved
+ * clusters into memory, mends refcounts that a killed process left too high. -EINVAL with a log
+ * line naming the file and what is wrong with it. */
+int ff_image_load(int dirfd, const char *path, struct ff_image **out);
+
+/* Closes and frees; the file stays. No other thread may use IMG any more. */
+void ff_image_free(struct ff_image *img);
+
+/* Removes the image's files (and its checksums). The object remains usable until freed. */
+int ff_image_unlink(struct ff_image *img);
+
+/* Closes the descriptors until they are needed again. No other thread may use IMG meanwhile. */
+void ff_image_park(struct ff_image *img);
+
+const struct ff_image_desc *ff_image_desc(const struct ff_image *img);
+const char *ff_image_path(const struct ff_image *img);
+/* Number of guest clusters, the last one perhaps partial. */
+uint64_t ff_image_clusters(const struct ff_image *img);
+/* The backing file's name as it stands in the header. Valid until the next set_backing. */
+const char *ff_image_backing(const struct ff_image *img);
+/* Bytes of data clusters, and of tables, that the image has allocated. */
+uint64_t ff_image_allocated(const struct ff_image *img);
+
+/* Rewrites the backing file's name, or the broken state, in place (one write within one page). */
+int ff_image_set_backing(struct ff_image *img, const char *backing, const char *format);
+int ff_image_set_broken(struct ff_image *img);
+bool ff_image_is_broken(const struct ff_image *img);
+
+/* Is the cluster marked, that is: saved here, or known to need no saving here (skip)? Acquire: who
+ * sees the mark sees all that was written before it was set. Lock-free. */
+bool ff_image_marked(const struct ff_image *img, uint64_t cluster);
+/* Length of the run of clusters from FIRST, at most MAX, that are all marked or all unmarked;
+ * *MARKED says which. At least 1. Beyond the last cluster: unmarked. */
+uint64_t ff_image_run(const struct ff_image *img, uint64_t first, uint64_t max, bool *marked);
+
+/* Marks clusters without saving them: nobody will need them from here. In memory only. */
+int ff_image_skip(struct ff_image *img, uint64_t first, uint64_t count);
+
+/* Saves COUNT whole clusters, with the disk's bytes at DATA (zeros beyond its end). WANTED, if not
+ * NULL: COUNT flags, only clusters with a non-zero one are saved. Clusters of zeros become zero
+ * clusters. Marks them, release, once the data, checksums and tables have been written; DURABLE:
+ * and made durable. Nothing is marked on error (space may be left unused in the image).
+ * ff_image_save_zeros() saves clusters known to be zero. */
+int ff_image_save(struct ff_image *img, uint64_t first, uint64_t count, const void *data,
+                  const uint8_t *wanted, bool durable);
+int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bool durable);
+
+/* What is stored for a marked cluster. */
+enum ff_image_kind {
+	FF_KIND_NONE = 0, /* nothing: marked by ff_image_skip(), or released */
+	FF_KIND_ZERO,
+	FF_KIND_DATA,
+};
+int ff_image_kinds(struct ff_image *img, uint64_t first, uint64_t count, uint8_t *kinds);
+
+/* Reads COUNT whole saved clusters to BUF and checks their checksums. -EIO, with a log line naming
+ * image and offset, where one does not match. -ENODATA: one of them is FF_KIND_NONE. */
+int ff_image_read(struct ff_image *img, uint64_t first, uint64_t count, void *buf);
+
+/* Gives up what is stored for clusters that nobody reads here any more: table entries, refcounts,
+ * disk space. The marks stay. */
+int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count);
+
+/* Makes all that was saved durable. Callers at the same time share one flush. */
+int ff_image_flush(struct ff_image *img);
+
+/* Charges allocations to BUDGET: fn(ctx, bytes) is called before the image grows by BYTES (or, when
+ * negative, after it shrank) and may refuse with -ENOSPC. Not thread-safe: set it before use. */
+void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes), void *ctx);
+
+#endif

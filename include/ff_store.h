@@ -1,0 +1,205 @@
+/*
+ * The contract between the filesystem (fusefs/) and the preserving engine (cow/).
+ *
+ * The engine knows SOURCE by one directory descriptor, keeps the snapshots and their fleecing
+ * images in FLEECE_DIR, and is the only code that changes a byte of a source. It knows nothing of
+ * FUSE; the filesystem knows nothing of qcow2.
+ *
+ * Conventions: functions return 0 or -errno, outputs come last and are written on success only.
+ * All functions are thread-safe unless a comment says otherwise. Offsets and sizes are bytes.
+ * Every function may block on storage; none may be called with a lock of the caller held that
+ * ff_store_freeze() could need.
+ */
+#ifndef FF_STORE_H
+#define FF_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+struct ff_store;
+struct ff_disk;
+struct ff_snap;
+struct ff_frozen;
+struct ff_reader;
+
+/* The name in the root of SOURCE that the mount never shows: the default FLEECE_DIR, and the home
+ * of disks which were unlinked but are still needed. */
+#define FF_HIDDEN_NAME ".fleecefs"
+
+/* Longest snapshot name, in bytes. */
+#define FF_SNAP_NAME_MAX 200
+
+enum ff_cbw_policy {
+	FF_BREAK_SNAPSHOT,    /* the guest goes on, the frozen views that needed the data break */
+	FF_BREAK_GUEST_WRITE, /* the guest's write fails, the frozen views stay right */
+};
+
+struct ff_store_config {
+	int source_fd;            /* directory descriptor of SOURCE, opened before it is covered */
+	const char *source_path;  /* its absolute path, for backing file names and messages */
+	const char *fleece_path;  /* absolute or relative path of FLEECE_DIR; created 0700 if it is
+	                             missing. NULL: FF_HIDDEN_NAME in SOURCE */
+	uint32_t cluster_size;    /* bytes, a power of two, 4096 to 2 MiB */
+	enum ff_cbw_policy policy;
+	unsigned cbw_timeout;     /* seconds, 0: no limit */
+	uint64_t fleece_limit;    /* bytes, 0: none */
+	uint64_t fleece_reserve;  /* bytes to leave free on the filesystem of FLEECE_DIR */
+	bool durable;             /* flush each save before the overwrite it protects from */
+	const char *const *exclude; /* globs (fnmatch, on the path below SOURCE and on the last name) */
+	size_t exclude_count;
+};
+
+/* --- the store ------------------------------------------------------------------------------ */
+
+/* Opens FLEECE_DIR, takes its lock, brings back the snapshots found in it and removes what an
+ * interrupted mkdir or rmdir left. CONFIG is copied, source_fd duplicated. Not thread-safe.
+ * -EBUSY: another fleecefs has this FLEECE_DIR. Errors are logged with the file they are about. */
+int ff_store_open(const struct ff_store_config *config, struct ff_store **out);
+
+/* Makes everything durable, records the state of the sources so that a later change behind the
+ * mount's back is noticed, frees the store. All disks, snapshots and readers must have been given
+ * back. Not thread-safe. */
+int ff_store_close(struct ff_store *store);
+
+/* Is this inode one that the mount must not show (FLEECE_DIR itself, when it lies in SOURCE)?
+ * The name FF_HIDDEN_NAME in the root is the caller's to hide. */
+bool ff_store_hides(const struct ff_store *store, dev_t dev, ino_t ino);
+
+/* Versions of the libraries that the engine runs with, as "name version" lines without a newline at
+ * the end. Static. */
+const char *ff_store_libraries(void);
+
+/* --- live: the tree's names and metadata ----------------------------------------------------- */
+
+/* Encloses any change of names or metadata of SOURCE other than the calls of this header (create,
+ * mkdir, rmdir, symlink, mknod, link, chmod, chown, utimens, setxattr, removexattr …), so that a
+ * freeze sees it whole or not at all. Many threads may be between begin and end; a freeze waits for
+ * them and holds later ones off. Do not nest, and do not call the functions below in between. */
+void ff_store_change_begin(struct ff_store *store);
+void ff_store_change_end(struct ff_store *store);
+
+/* unlinkat(2) and renameat2(2) below SOURCE, with the preserving that they need: a disk that loses
+ * its last name while a snapshot needs it is kept aside, and stays the same disk. They enclose
+ * themselves. FLAGS: RENAME_NOREPLACE or RENAME_EXCHANGE. */
+int ff_store_unlink(struct ff_store *store, int parent_fd, const char *name);
+int ff_store_rename(struct ff_store *store, int old_parent_fd, const char *old_name,
+                    int new_parent_fd, const char *new_name, unsigned flags);
+
+/* Corrects what the kernel said of an inode of SOURCE where keeping disks aside shows (st_nlink). */
+void ff_store_fix_stat(struct ff_store *store, struct stat *st);
+
+/* --- live: the bytes of a disk ---------------------------------------------------------------- */
+
+/* The disk of a regular file of SOURCE; FD is any descriptor of it (O_PATH will do), which the call
+ * does not keep. Give it back with ff_disk_put(). */
+int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out);
+void ff_disk_put(struct ff_disk *disk);
+
+enum ff_change_kind {
+	FF_WRITE,     /* buf, len at off; append: at the end of the file instead of at off */
+	FF_TRUNCATE,  /* to off bytes */
+	FF_FALLOCATE, /* fallocate(2) with mode over off, len: 0, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE */
+	FF_COPY,      /* copy_file_range(2) of len bytes from in_fd at in_off to off */
+};
+
+/* One change of a disk's bytes. FD must be open for writing on the disk's inode, without O_APPEND;
+ * with O_DIRECT, buf may be at any address (it is copied when not aligned as the source needs). */
+struct ff_change {
+	enum ff_change_kind kind;
+	int fd;
+	off_t off;
+	size_t len;
+	const void *buf;
+	bool append;
+	int mode;
+	int in_fd;
+	off_t in_off;
+};
+
+/* The only way to a source's bytes: preserves what the change destroys, then makes it.
+ * *DONE: bytes written or copied (may be short for FF_COPY), 0 for the other kinds.
+ * Errors: those of the system call, and, under FF_BREAK_GUEST_WRITE, those of the failed save. */
+int ff_disk_change(struct ff_disk *disk, const struct ff_change *change, size_t *done);
+
+/* fsync(2) (or fdatasync(2)) of FD, an open descriptor of the disk: the fleecing images' data and
+ * metadata become durable first, then the source's. */
+int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only);
+
+/* --- snapshots --------------------------------------------------------------------------------- */
+
+#define FF_FREEZE_EPHEMERAL 1u /* removed by the next ff_store_open(), should a drop never come */
+
+/* Freezes every disk of SOURCE at one moment under NAME. When it returns the view is complete.
+ * -EEXIST; -EINVAL: not a valid snapshot name (1 to FF_SNAP_NAME_MAX bytes, no leading dot, no
+ * slash); -ETIMEDOUT: a write to a source did not end in time, nothing was frozen. */
+int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags);
+
+/* Drops NAME and every fleecing image that no older snapshot needs. -ENOENT; -EBUSY: a frozen file
+ * of it is open. Waits a few seconds for readers whose last descriptor has been flushed
+ * (ff_reader_flushed()), for their close is already on its way. */
+int ff_store_drop(struct ff_store *store, const char *name);
+
+/* Renames a snapshot. -ENOENT, -EINVAL, -EEXIST. Open readers stay valid. */
+int ff_store_rename_snap(struct ff_store *store, const char *from, const char *to);
+
+/* A reference to the snapshot called NAME, or -ENOENT. */
+int ff_snap_get(struct ff_store *store, const char *name, struct ff_snap **out);
+struct ff_snap *ff_snap_ref(struct ff_snap *snap);
+void ff_snap_put(struct ff_snap *snap);
+
+/* Calls FN with each snapshot's name, in the order of their making, until it returns non-zero;
+ * returns that. FN must not call back into the store. */
+int ff_snap_each(struct ff_store *store, int (*fn)(void *ctx, const char *name), void *ctx);
+
+/* When the names in the set of snapshots last changed: for the times of the directory. */
+struct timespec ff_store_snaps_changed(struct ff_store *store);
+
+/* --- frozen tree ---------------------------------------------------------------------------------
+ * A struct ff_frozen is one inode of a snapshot. It never changes, is owned by the snapshot and
+ * lives as long as a reference to that (ff_snap_get). None of these blocks. */
+
+const struct ff_frozen *ff_snap_root(const struct ff_snap *snap);
+
+/* The inode called NAME in DIR, or -ENOENT, -ENOTDIR; -ENOENT too once the snapshot is dropped. */
+int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,
+                     const struct ff_frozen **out);
+
+/* The I-th entry of DIR, from 0; -ENOENT past the last. NAME is owned by the snapshot. */
+int ff_frozen_entry(const struct ff_snap *snap, const struct ff_frozen *dir, size_t i,
+                    const char **name, const struct ff_frozen **out);
+
+/* The inode that holds DIR; the root's is the root. */
+const struct ff_frozen *ff_frozen_parent(const struct ff_snap *snap, const struct ff_frozen *dir);
+
+/* Everything stat(2) tells, as of the freeze, write bits and all; st_ino is a function of the
+ * snapshot's name and the source's inode, and differs from every live inode's. */
+void ff_frozen_stat(const struct ff_snap *snap, const struct ff_frozen *f, struct stat *out);
+
+/* The target of a symlink, owned by the snapshot, or NULL. */
+const char *ff_frozen_readlink(const struct ff_snap *snap, const struct ff_frozen *f);
+
+/* getxattr(2), listxattr(2): SIZE 0 asks for the length. *LEN: bytes. -ENODATA, -ERANGE. */
+int ff_frozen_getxattr(const struct ff_snap *snap, const struct ff_frozen *f, const char *name,
+                       void *buf, size_t size, size_t *len);
+int ff_frozen_listxattr(const struct ff_snap *snap, const struct ff_frozen *f, char *buf,
+                        size_t size, size_t *len);
+
+/* Opens a frozen regular file for reading; keeps the snapshot from being dropped until it is
+ * closed. -EIO: its view is broken (said in the log when it broke). Use by many threads at once. */
+int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_reader **out);
+
+/* Reads LEN bytes at OFF, short only at the end of the file. -EIO: broken, or a saved cluster whose
+ * checksum does not match (logged). Never delays a writer. */
+int ff_reader_read(struct ff_reader *reader, void *buf, size_t len, off_t off, size_t *got);
+
+/* lseek(2) with WHENCE SEEK_DATA or SEEK_HOLE. -ENXIO as there. */
+int ff_reader_seek(struct ff_reader *reader, off_t off, int whence, off_t *out);
+
+/* A descriptor of this reader was closed by its user; others may remain. */
+void ff_reader_flushed(struct ff_reader *reader);
+void ff_reader_close(struct ff_reader *reader);
+
+#endif
