@@ -1,0 +1,368 @@
+/*
+ * Operations on snapshots, and on the mount as a whole.
+ *
+ * A kill happens while writes go on: those that returned must be there afterwards, the one that was
+ * cut short may be there in part, and no frozen view may show any of it.
+ */
+#include "model.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *const snap_names[] = {
+    "nightly",           "hourly",  "weekly", "a b", "%d", "s-5", "s-6",
+    "\xc3\xa9t\xc3\xa9", "x.qcow2", "before",
+};
+#define NNAMES (sizeof snap_names / sizeof snap_names[0])
+
+static const char *free_snap_name(struct model *m)
+{
+	unsigned start = (unsigned)rng_below(&m->rng, 3), i, j;
+
+	/* Rather few names, so that they come back often. */
+	for (i = 0; i < NNAMES; i++) {
+		const char *name = snap_names[(start + i) % NNAMES];
+
+		for (j = 0; j < m->nsnaps && strcmp(m->snaps[j]->name, name) != 0; j++)
+			;
+		if (j == m->nsnaps)
+			return name;
+	}
+	return NULL;
+}
+
+bool op_snap_make(struct model *m)
+{
+	struct snap *s;
+	struct stat st;
+	const char *name;
+	char path[PATH_LEN];
+
+	if (m->nsnaps == MAX_SNAPS)
+		return false;
+	name = free_snap_name(m);
+	s = calloc(1, sizeof *s);
+	if (!s || !name)
+		abort();
+	snprintf(s->name, sizeof s->name, "%s", name);
+	snap_path(m, name, path);
+	note(m, "mkdir %s", path);
+	s->root = tree_freeze(m);
+	record_stats(m, s->root);
+	if (mkdir(path, 0755) < 0)
+		fail(m, "mkdir %s: %s", path, strerror(errno));
+	if (lstat(m->below, &st) < 0)
+		fail(m, "%s: %s", m->below, strerror(errno));
+	s->root->mtime_after = st.st_mtim;
+	m->snaps[m->nsnaps++] = s;
+	m->snaps_made++;
+	check_tree_frozen(m, s);
+	if (mkdir(path, 0755) == 0 || errno != EEXIST)
+		fail(m, "a second mkdir %s: %s", path, strerror(errno));
+	if (m->qemu_every && m->snaps_made % m->qemu_every == 0)
+		check_images(m);
+	return true;
+}
+
+void frozen_close_all(struct model *m, const struct snap *of)
+{
+	for (unsigned i = 0; i < MAX_FROZEN; i++) {
+		struct open_file *f = &m->frozen[i];
+
+		if (f->fd < 0 || (of && f->snap != of))
+			continue;
+		if (close(f->fd) < 0)
+			fail(m, "close of a frozen file: %s", strerror(errno));
+		f->fd = -1;
+	}
+}
+
+static bool any_open(const struct model *m, const struct snap *s)
+{
+	for (unsigned i = 0; i < MAX_FROZEN; i++)
+		if (m->frozen[i].fd >= 0 && m->frozen[i].snap == s)
+			return true;
+	return false;
+}
+
+static void drop(struct model *m, unsigned i)
+{
+	struct snap *s = m->snaps[i];
+	struct stat st;
+	char path[PATH_LEN];
+
+	snap_path(m, s->name, path);
+	if (!s->checked || rng_one_in(&m->rng, 2))
+		check_snap(m, s);
+	note(m, "rmdir %s", path);
+	if (any_open(m, s)) {
+		if (rmdir(path) == 0 || errno != EBUSY)
+			fail(m, "rmdir %s with an open file: %s", path, strerror(errno));
+		frozen_close_all(m, s);
+	}
+	if (rmdir(path) < 0)
+		fail(m, "rmdir %s: %s", path, strerror(errno));
+	if (lstat(path, &st) == 0 || errno != ENOENT)
+		fail(m, "%s is still there", path);
+	inode_put(s->root);
+	free(s);
+	memmove(&m->snaps[i], &m->snaps[i + 1], (m->nsnaps - i - 1) * sizeof m->snaps[0]);
+	m->nsnaps--;
+	if (!m->nsnaps)
+		check_images(m);
+}
+
+bool op_snap_drop(struct model *m)
+{
+	/* Fewer snapshots more often than not, and none at all now and then. */
+	if (m->nsnaps < 2 + rng_below(&m->rng, 7) && !rng_one_in(&m->rng, 6))
+		return false;
+	if (!m->nsnaps)
+		return false;
+	do {
+		drop(m, (unsigned)rng_below(&m->rng, m->nsnaps));
+	} while (m->nsnaps && rng_one_in(&m->rng, 3));
+	return true;
+}
+
+bool op_snap_rename(struct model *m)
+{
+	struct snap *s;
+	const char *name;
+	char from[PATH_LEN], to[PATH_LEN];
+
+	if (!m->nsnaps)
+		return false;
+	s = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	name = free_snap_name(m);
+	snap_path(m, s->name, from);
+	snap_path(m, name, to);
+	note(m, "rename %s to %s", from, to);
+	if (rename(from, to) < 0)
+		fail(m, "rename %s to %s: %s", from, to, strerror(errno));
+	snprintf(s->name, sizeof s->name, "%s", name);
+	check_snap_list(m);
+	check_tree_frozen(m, s);
+	return true;
+}
+
+bool op_frozen_open(struct model *m)
+{
+	struct open_file *f = &m->frozen[rng_below(&m->rng, MAX_FROZEN)];
+	struct inode *dir;
+	struct ent *e;
+	char base[PATH_LEN], path[PATH_LEN];
+
+	if (f->fd >= 0 || !m->nsnaps)
+		return false;
+	f->snap = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	if (!tree_pick(m, f->snap->root, I_REG, &dir, &e))
+		return false;
+	snap_path(m, f->snap->name, base);
+	path_of(base, dir, e->name, path);
+	note(m, "open frozen %s", path);
+	f->ino = e->ino;
+	f->fd = open(path, O_RDONLY | O_CLOEXEC | (rng_one_in(&m->rng, 2) ? O_DIRECT : 0));
+	if (f->fd < 0)
+		fail(m, "open %s: %s", path, strerror(errno));
+	return true;
+}
+
+bool op_frozen_close(struct model *m)
+{
+	struct open_file *f = &m->frozen[rng_below(&m->rng, MAX_FROZEN)];
+
+	if (f->fd < 0)
+		return false;
+	note(m, "close a frozen file");
+	if (close(f->fd) < 0)
+		fail(m, "close of a frozen file: %s", strerror(errno));
+	f->fd = -1;
+	return true;
+}
+
+static int try_change(struct model *m, unsigned what, const char *path, const char *dir)
+{
+	static const struct timespec now[2] = {{0, UTIME_NOW}, {0, UTIME_NOW}};
+	char other[PATH_LEN];
+	int fd;
+
+	snprintf(other, sizeof other, "%.900s/other", dir);
+	switch (what) {
+	case 0:
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		break;
+	case 1:
+		fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+		break;
+	case 2:
+		fd = open(other, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+		break;
+	case 3:
+		return unlink(path);
+	case 4:
+		return rename(path, other);
+	case 5:
+		return truncate(path, 1);
+	case 6:
+		return chmod(path, 0600);
+	case 7:
+		return setxattr(path, "user.k0", "x", 1, 0);
+	case 8:
+		return utimensat(AT_FDCWD, path, now, 0);
+	case 9:
+		return link(path, other);
+	case 10:
+		return symlink("x", other);
+	case 11:
+		return mkdir(other, 0700);
+	case 12:
+		return mknod(other, S_IFIFO | 0600, 0);
+	default:
+		return chown(path, 1, 1);
+	}
+	if (fd >= 0)
+		close(fd);
+	return fd;
+}
+
+bool op_frozen_change(struct model *m)
+{
+	struct snap *s;
+	struct inode *dir;
+	struct ent *e;
+	char base[PATH_LEN], path[PATH_LEN], parent[PATH_LEN];
+	unsigned what = (unsigned)rng_below(&m->rng, 14);
+
+	if (!m->nsnaps)
+		return false;
+	s = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	if (!tree_pick(m, s->root, I_REG, &dir, &e))
+		return false;
+	snap_path(m, s->name, base);
+	path_of(base, dir, e->name, path);
+	path_of(base, dir, NULL, parent);
+	note(m, "try change %u on %s", what, path);
+	if (try_change(m, what, path, parent) >= 0 || errno != EROFS)
+		fail(m, "change %u of frozen %s: %s, want EROFS", what, path, strerror(errno));
+	return true;
+}
+
+bool op_remount(struct model *m)
+{
+	note(m, "unmount and mount");
+	close_all(m);
+	frozen_close_all(m, NULL);
+	if (mnt_stop(&m->mnt) || mnt_start(&m->mnt))
+		fail(m, "unmounting and mounting again");
+	m->remounts++;
+	check_snap_list(m);
+	for (unsigned i = 0; i < m->nsnaps; i++)
+		check_tree_frozen(m, m->snaps[i]);
+	return true;
+}
+
+struct killer {
+	pid_t pid;
+	struct timespec delay;
+};
+
+static void *killer_main(void *arg)
+{
+	struct killer *k = arg;
+
+	nanosleep(&k->delay, NULL);
+	kill(k->pid, SIGKILL);
+	return NULL;
+}
+
+/* Takes over what the interrupted write of LEN bytes at OFF left, each byte old or new. */
+static void adopt(struct model *m, const char *path, struct inode *ino, uint64_t off, uint64_t len)
+{
+	struct stat st;
+	uint64_t i, n, size = ino->data.size;
+	uint8_t *old = malloc(len);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || !old || fstat(fd, &st) < 0)
+		fail(m, "open %s after a kill: %s", path, strerror(errno));
+	n = (uint64_t)st.st_size;
+	if (n != size && (n < size || n > off + len))
+		fail(m, "%s: size %llu after a kill, was %llu", path, (unsigned long long)n,
+		     (unsigned long long)size);
+	content_read(&ino->data, off, old, len);
+	len = n <= off ? 0 : n - off < len ? n - off : len;
+	if (pread(fd, m->buf2, len, (off_t)off) != (ssize_t)len)
+		fail(m, "read %s after a kill: %s", path, strerror(errno));
+	for (i = 0; i < len; i++)
+		if (m->buf2[i] != old[i] && m->buf2[i] != m->buf[i])
+			fail(m, "%s: byte %llu is neither old nor new after a kill", path,
+			     (unsigned long long)(off + i));
+	content_resize(&ino->data, n);
+	content_write(&ino->data, off, m->buf2, len);
+	free(old);
+	close(fd);
+}
+
+/* Writes until the daemon is gone; *OFF, *LEN: what was not acknowledged. */
+static void write_until_killed(struct model *m, int fd, struct inode *ino, uint64_t *off,
+                               uint64_t *len)
+{
+	ssize_t n = 0;
+
+	do {
+		pick_range(m, ino, ino->big ? m->big_max : m->file_max, 1u << 17, off, len);
+		rng_fill(&m->rng, m->buf, *len);
+		n = pwrite(fd, m->buf, *len, (off_t)*off);
+		if (n > 0)
+			content_write(&ino->data, *off, m->buf, (size_t)n);
+	} while (n == (ssize_t)*len);
+	if (n > 0) {
+		*off += (uint64_t)n;
+		*len -= (uint64_t)n;
+		memmove(m->buf, m->buf + n, *len);
+	}
+}
+
+bool op_kill(struct model *m)
+{
+	struct killer k = {.pid = m->mnt.daemon};
+	struct inode *dir;
+	struct ent *e;
+	pthread_t t;
+	uint64_t off, len;
+	char path[PATH_LEN];
+	int fd;
+
+	if (!tree_pick(m, m->root, I_REG, &dir, &e))
+		return false;
+	note(m, "SIGKILL while writing to %s", e->name);
+	close_all(m);
+	frozen_close_all(m, NULL);
+	path_of(m->live, dir, e->name, path);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		fail(m, "open %s: %s", path, strerror(errno));
+	k.delay.tv_nsec = (long)rng_below(&m->rng, 4000000);
+	if (pthread_create(&t, NULL, killer_main, &k))
+		abort();
+	write_until_killed(m, fd, e->ino, &off, &len);
+	pthread_join(t, NULL);
+	close(fd);
+	if (mnt_reap_killed(&m->mnt) || mnt_start(&m->mnt))
+		fail(m, "mounting again after a kill");
+	m->kills++;
+	adopt(m, path, e->ino, off, len);
+	check_all(m);
+	if (m->qemu_every)
+		check_images(m);
+	return true;
+}
