@@ -21,13 +21,13 @@ struct ff_image;
 /* What an image says of itself, in a header extension of our own that other readers skip, so that
  * the images alone are enough to rebuild every chain. */
 struct ff_image_desc {
-	uint64_t seq;              /* number of the snapshot: newer is higher; unique per disk */
-	uint64_t size;             /* exact size of the disk at the freeze, bytes */
-	uint64_t disk_ino;         /* identity of the disk: inode number and birth time */
-	int64_t disk_btime_sec;    /* (0, 0 where the filesystem keeps none) */
+	uint64_t seq;           /* number of the snapshot: newer is higher; unique per disk */
+	uint64_t size;          /* exact size of the disk at the freeze, bytes */
+	uint64_t disk_ino;      /* identity of the disk: inode number and birth time */
+	int64_t disk_btime_sec; /* (0, 0 where the filesystem keeps none) */
 	uint32_t disk_btime_nsec;
-	uint32_t cluster_size;     /* bytes, power of two, 4 KiB to 2 MiB; 0 never */
-	bool broken;               /* the view of this disk in this snapshot is lost for good */
+	uint32_t cluster_size; /* bytes, power of two, 4 KiB to 2 MiB; 0 never */
+	bool broken;           /* the view of this disk in this snapshot is lost for good */
 };
 
 /* The smallest cluster size, not below WANTED, with which qcow2 can describe SIZE bytes within

@@ -38,17 +38,18 @@ enum ff_cbw_policy {
 };
 
 struct ff_store_config {
-	int source_fd;            /* directory descriptor of SOURCE, opened before it is covered */
-	const char *source_path;  /* its absolute path, for backing file names and messages */
-	const char *fleece_path;  /* absolute or relative path of FLEECE_DIR; created 0700 if it is
-	                             missing. NULL: FF_HIDDEN_NAME in SOURCE */
-	uint32_t cluster_size;    /* bytes, a power of two, 4096 to 2 MiB */
+	int source_fd;           /* directory descriptor of SOURCE, opened before it is covered */
+	const char *source_path; /* its absolute path, for backing file names and messages */
+	const char *fleece_path; /* absolute or relative path of FLEECE_DIR; created 0700 if it is
+	                            missing. NULL: FF_HIDDEN_NAME in SOURCE */
+	uint32_t cluster_size;   /* bytes, a power of two, 4096 to 2 MiB */
 	enum ff_cbw_policy policy;
-	unsigned cbw_timeout;     /* seconds, 0: no limit */
-	uint64_t fleece_limit;    /* bytes, 0: none */
-	uint64_t fleece_reserve;  /* bytes to leave free on the filesystem of FLEECE_DIR */
-	bool durable;             /* flush each save before the overwrite it protects from */
-	const char *const *exclude; /* globs (fnmatch, on the path below SOURCE and on the last name) */
+	unsigned cbw_timeout;    /* seconds, 0: no limit */
+	uint64_t fleece_limit;   /* bytes, 0: none */
+	uint64_t fleece_reserve; /* bytes to leave free on the filesystem of FLEECE_DIR */
+	bool durable;            /* flush each save before the overwrite it protects from */
+	const char *const
+	    *exclude; /* globs (fnmatch, on the path below SOURCE and on the last name) */
 	size_t exclude_count;
 };
 
@@ -88,7 +89,8 @@ int ff_store_unlink(struct ff_store *store, int parent_fd, const char *name);
 int ff_store_rename(struct ff_store *store, int old_parent_fd, const char *old_name,
                     int new_parent_fd, const char *new_name, unsigned flags);
 
-/* Corrects what the kernel said of an inode of SOURCE where keeping disks aside shows (st_nlink). */
+/* Corrects what the kernel said of an inode of SOURCE where keeping disks aside shows (st_nlink).
+ */
 void ff_store_fix_stat(struct ff_store *store, struct stat *st);
 
 /* --- live: the bytes of a disk ---------------------------------------------------------------- */
@@ -101,7 +103,8 @@ void ff_disk_put(struct ff_disk *disk);
 enum ff_change_kind {
 	FF_WRITE,     /* buf, len at off; append: at the end of the file instead of at off */
 	FF_TRUNCATE,  /* to off bytes */
-	FF_FALLOCATE, /* fallocate(2) with mode over off, len: 0, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE */
+	FF_FALLOCATE, /* fallocate(2) with mode over off, len: 0, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+	               */
 	FF_COPY,      /* copy_file_range(2) of len bytes from in_fd at in_off to off */
 };
 
@@ -128,7 +131,8 @@ int ff_disk_change(struct ff_disk *disk, const struct ff_change *change, size_t 
  * metadata become durable first, then the source's. */
 int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only);
 
-/* --- snapshots --------------------------------------------------------------------------------- */
+/* --- snapshots ---------------------------------------------------------------------------------
+ */
 
 #define FF_FREEZE_EPHEMERAL 1u /* removed by the next ff_store_open(), should a drop never come */
 

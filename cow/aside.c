@@ -1,0 +1,336 @@
+/*
+ * Changes of names, and disks that lose theirs.
+ *
+ * A disk that a snapshot needs must stay an inode of SOURCE. So before a name of it goes (unlink,
+ * rename over) it gets another, in a directory that the mount never shows, and then the system call
+ * is made as it is: the live tree changes in one step, and a crash in between leaves an additional
+ * name at the worst. The name aside is not counted in the st_nlink that the mount reports. It goes
+ * when the last view of the disk goes, and with it, perhaps, the inode.
+ *
+ * The newest image of each chain names its source by path. Renames keep that right: a file's is
+ * looked up by its inode; a directory's are all disks whose path leads through it.
+ *
+ * All of it happens with names held shared and the lock `paths` held, so that the order in which
+ * paths are noted is that of the system calls.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+int aside_path(const struct ff_store *s, const struct identity *id, char *out, size_t size)
+{
+	int n = snprintf(out, size, "%s/%llx-%llx-%x", s->aside_path, (unsigned long long)id->ino,
+	                 (unsigned long long)id->btime_sec, id->btime_nsec);
+
+	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
+}
+
+static int open_aside(struct ff_store *s)
+{
+	int r;
+
+	if (s->aside_fd >= 0)
+		return 0;
+	r = io_mkdirat(s->source_fd, FF_HIDDEN_NAME, 0700);
+	if (!r || r == -EEXIST)
+		r = io_mkdirat(s->source_fd, s->aside_path, 0700);
+	if (!r || r == -EEXIST)
+		r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0,
+		              &s->aside_fd);
+	return r;
+}
+
+/* Gives the disk behind FD its name aside. Lock: paths. */
+static int keep(struct ff_disk *d, int fd)
+{
+	struct ff_store *s = d->store;
+	char path[PATH_MAX], *copy;
+	const char *name;
+	int r = open_aside(s);
+
+	if (!r)
+		r = aside_path(s, &d->id, path, sizeof path);
+	if (r)
+		return r;
+	name = strrchr(path, '/') + 1;
+	copy = strdup(path);
+	if (!copy)
+		return -ENOMEM;
+	r = io_linkfd(fd, s->aside_fd, name);
+	if (r == -EEXIST) { /* the name says which inode it is: this one */
+		r = io_unlinkat(s->aside_fd, name, 0);
+		if (!r)
+			r = io_linkfd(fd, s->aside_fd, name);
+	}
+	if (r) {
+		free(copy);
+		return r;
+	}
+	free(d->path);
+	d->path = copy;
+	aside_adopt(d);
+	disk_repath(d);
+	return 0;
+}
+
+void aside_adopt(struct ff_disk *d)
+{
+	d->aside = true;
+	atomic_store(&d->has_aside, true);
+	atomic_fetch_add(&d->store->asides, 1);
+}
+
+void aside_release(struct ff_disk *d)
+{
+	struct ff_store *s = d->store;
+	char path[PATH_MAX];
+
+	FF_GUARD(&s->paths);
+	if (atomic_load(&d->top))
+		return;
+	if (d->aside) {
+		int r = aside_path(s, &d->id, path, sizeof path);
+
+		if (!r)
+			r = io_unlinkat(s->source_fd, path, 0);
+		if (r && r != -ENOENT)
+			ff_warning("%s/%s: cannot delete: %s", s->source_path, path, strerror(-r));
+		d->aside = false;
+		atomic_store(&d->has_aside, false);
+		atomic_fetch_sub(&s->asides, 1);
+	}
+	free(ff_take_ptr(&d->path));
+}
+
+void aside_sweep(struct ff_store *s)
+{
+	int fd = -1;
+	struct dirent *e;
+	DIR *dir;
+
+	if (io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd))
+		return;
+	dir = fdopendir(fd);
+	while (dir && (e = readdir(dir))) {
+		struct identity id;
+		struct ff_disk *d;
+
+		if (e->d_name[0] == '.' || identity_of(fd, e->d_name, &id, NULL))
+			continue;
+		d = disk_peek(s, id.dev, id.ino);
+		if (!d || !atomic_load(&d->has_aside))
+			io_unlinkat(fd, e->d_name, 0);
+		if (d)
+			disk_unref(d);
+	}
+	if (dir)
+		closedir(dir);
+	else
+		close(fd);
+}
+
+void ff_store_fix_stat(struct ff_store *store, struct stat *st)
+{
+	struct ff_disk *d;
+
+	if (!S_ISREG(st->st_mode) || atomic_load(&store->asides) == 0)
+		return;
+	d = disk_peek(store, st->st_dev, st->st_ino);
+	if (!d)
+		return;
+	if (atomic_load(&d->has_aside) && st->st_nlink > 0)
+		st->st_nlink--;
+	disk_unref(d);
+}
+
+/* The disk called NAME that has a chain: a reference and a descriptor of it, or *OUT NULL. */
+static int chained_disk(struct ff_store *s, int parent, const char *name, struct ff_disk **out,
+                        int *fd)
+{
+	struct identity id;
+	struct ff_disk *d;
+	struct stat st;
+	int r;
+
+	*out = NULL;
+	if (identity_of(parent, name, &id, &st) || !S_ISREG(st.st_mode) ||
+	    disk_find(s, &id, false, &d))
+		return 0;
+	if (!atomic_load(&d->top)) {
+		disk_unref(d);
+		return 0;
+	}
+	r = io_openat(parent, name, O_PATH | O_NOFOLLOW, 0, fd);
+	if (!r)
+		r = identity_of(*fd, "", &id, NULL);
+	if (!r && !identity_same(&id, &d->id))
+		r = -EBUSY; /* SOURCE is being changed behind the mount, this instant */
+	if (r)
+		disk_unref(d);
+	else
+		*out = d;
+	return r;
+}
+
+/* NAME is about to go. Not if it is another name of the inode SPARED. Lock: paths. */
+static int before_loss(struct ff_store *s, int parent, const char *name,
+                       const struct identity *spared)
+{
+	ff_autoclose int fd = -1;
+	struct ff_disk *d;
+	int r = chained_disk(s, parent, name, &d, &fd);
+
+	if (r || !d)
+		return r;
+	if (!d->aside && !(spared && identity_same(spared, &d->id))) {
+		r = keep(d, fd);
+		if (r && s->cfg.policy == FF_BREAK_SNAPSHOT) {
+			chain_break_all(d, "its source was removed, and could not be kept aside");
+			r = 0;
+		}
+	}
+	disk_unref(d);
+	return r;
+}
+
+int ff_store_unlink(struct ff_store *store, int parent_fd, const char *name)
+{
+	int r;
+
+	pthread_rwlock_rdlock(&store->names);
+	pthread_mutex_lock(&store->paths);
+	r = before_loss(store, parent_fd, name, NULL);
+	if (!r)
+		r = io_unlinkat(parent_fd, name, 0);
+	pthread_mutex_unlock(&store->paths);
+	pthread_rwlock_unlock(&store->names);
+	return r;
+}
+
+/* The path below SOURCE of the entry NAME of PARENT. */
+static int path_below(struct ff_store *s, int parent, const char *name, char *out, size_t size)
+{
+	char proc[40], dir[PATH_MAX], top[PATH_MAX];
+	ssize_t n, m;
+	int r;
+
+	snprintf(proc, sizeof proc, "/proc/self/fd/%d", parent);
+	n = readlink(proc, dir, sizeof dir - 1);
+	snprintf(proc, sizeof proc, "/proc/self/fd/%d", s->source_fd);
+	m = readlink(proc, top, sizeof top - 1);
+	if (n < 0 || m < 0)
+		return -errno;
+	dir[n] = top[m] = '\0';
+	if (m == 1)
+		m = 0; /* SOURCE is the root directory */
+	if (n < m || memcmp(dir, top, (size_t)m) != 0 || (dir[m] && dir[m] != '/'))
+		return -ESTALE;
+	r = snprintf(out, size, "%s%s%s", dir[m] ? dir + m + 1 : "",
+	             dir[m] && dir[m + 1] ? "/" : "", name);
+	return r < 0 || (size_t)r >= size ? -ENAMETOOLONG : 0;
+}
+
+struct move {
+	const char *from, *to;
+	bool exchange;
+};
+
+/* PATH with the part OLD replaced by NEW, if it is OLD or leads through it; else NULL. */
+static char *replaced(const char *path, const char *old, const char *new)
+{
+	size_t n = strlen(old);
+	char *out;
+
+	if (strncmp(path, old, n) != 0 || (path[n] && path[n] != '/'))
+		return NULL;
+	return asprintf(&out, "%s%s", new, path + n) < 0 ? NULL : out;
+}
+
+static int move_disk(struct ff_disk *d, void *ctx)
+{
+	const struct move *m = ctx;
+	char *path = NULL;
+
+	if (!d->path)
+		return 0;
+	path = replaced(d->path, m->from, m->to);
+	if (!path && m->exchange)
+		path = replaced(d->path, m->to, m->from);
+	if (path) {
+		free(d->path);
+		d->path = path;
+		disk_repath(d);
+	}
+	return 0;
+}
+
+/* What is now called NAME has been moved: notes it. */
+static void after_move(struct ff_store *s, int parent, const char *name, struct move *m)
+{
+	struct identity id;
+	struct ff_disk *d;
+	struct stat st;
+
+	if (identity_of(parent, name, &id, &st))
+		return;
+	if (S_ISDIR(st.st_mode)) {
+		disk_each(s, move_disk, m);
+	} else if (S_ISREG(st.st_mode) && disk_find(s, &id, false, &d) == 0) {
+		move_disk(d, m);
+		disk_unref(d);
+	}
+}
+
+static int rename_noted(struct ff_store *s, int old_parent, const char *old_name, int new_parent,
+                        const char *new_name, unsigned flags)
+{
+	char from[PATH_MAX], to[PATH_MAX];
+	struct move m = {from, to, flags & RENAME_EXCHANGE};
+	struct identity moved, other;
+	bool both_dirs;
+	struct stat st, st2;
+	int r = identity_of(old_parent, old_name, &moved, &st);
+
+	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
+		r = before_loss(s, new_parent, new_name, &moved);
+	if (!r)
+		r = path_below(s, old_parent, old_name, from, sizeof from);
+	if (!r)
+		r = path_below(s, new_parent, new_name, to, sizeof to);
+	if (!r)
+		r = io_renameat(old_parent, old_name, new_parent, new_name, flags);
+	if (r)
+		return r;
+	after_move(s, new_parent, new_name, &m);
+	/* One walk over all disks has moved both directories already. */
+	both_dirs = S_ISDIR(st.st_mode);
+	if (m.exchange && !identity_of(old_parent, old_name, &other, &st2) &&
+	    !(both_dirs && S_ISDIR(st2.st_mode)))
+		after_move(s, old_parent, old_name, &(struct move){to, from, false});
+	return 0;
+}
+
+int ff_store_rename(struct ff_store *store, int old_parent_fd, const char *old_name,
+                    int new_parent_fd, const char *new_name, unsigned flags)
+{
+	int r;
+
+	pthread_rwlock_rdlock(&store->names);
+	pthread_mutex_lock(&store->paths);
+	r = rename_noted(store, old_parent_fd, old_name, new_parent_fd, new_name, flags);
+	pthread_mutex_unlock(&store->paths);
+	pthread_rwlock_unlock(&store->names);
+	return r;
+}

@@ -1,0 +1,242 @@
+/*
+ * The chain of one disk: oldest link … newest link, then the live source.
+ *
+ * A cluster of a view is held by the first link, from the view's own towards newer ones, whose
+ * image marks it; if none does, by the source. One rule more: a cluster that lies beyond the end of
+ * the next newer link's disk is zeros, for the disk was shorter when that link was frozen, and what
+ * was not zeros was saved when it shrank. It is also what any qcow2 reader makes of the chain.
+ *
+ * Readers walk `newer` without a lock: a link is published whole, with release, and freed only when
+ * the barrier `reads` has shown that nobody stands on it. `older` is for those who change chains or
+ * break views.
+ *
+ * A link is: visible (snap set) → hidden (its snapshot was dropped, an older one needs it) → taken
+ * out. Independently a view may become broken, for good: first in memory, so that no reader goes on
+ * after, then in the image's header, and only then may the guest's write proceed. So neither a
+ * running nor a restarted daemon shows what the write destroyed.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "cow/names.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap *snap,
+                      struct ff_image *img)
+{
+	struct link *l = calloc(1, sizeof *l);
+
+	if (!l)
+		return NULL;
+	disk_ref(d);
+	l->disk = d;
+	l->dir = dir;
+	dir->links++;
+	l->snap = snap;
+	l->img = img;
+	l->clusters = ff_image_clusters(img);
+	atomic_init(&l->broken, ff_image_is_broken(img));
+	ff_image_set_budget(img, space_charge, d->store);
+	return l;
+}
+
+void link_free(struct link *l)
+{
+	ff_image_free(l->img);
+	l->dir->links--;
+	disk_unref(l->disk);
+	free(l);
+}
+
+uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct owner *out)
+{
+	struct link *l = link;
+
+	out->link = NULL;
+	for (;;) {
+		struct link *newer;
+		bool marked;
+
+		max = ff_image_run(l->img, first, max, &marked);
+		if (marked) {
+			out->kind = OWNER_LINK;
+			out->link = l;
+			return max;
+		}
+		newer = atomic_load_explicit(&l->newer, memory_order_acquire);
+		if (!newer) {
+			out->kind = OWNER_LIVE;
+			return max;
+		}
+		if (first >= newer->clusters) {
+			out->kind = OWNER_ZERO;
+			return max;
+		}
+		max = FF_MIN(max, newer->clusters - first);
+		l = newer;
+	}
+}
+
+/* Is some cluster of [first, first+count) needed from beyond L by the view of L, that is, is it
+ * unmarked in every link from L to the newest, none of which is too short to have it? */
+static bool view_needs(struct link *l, uint64_t first, uint64_t count)
+{
+	uint64_t end = FF_MIN(first + count, l->clusters);
+
+	while (first < end) {
+		struct owner o;
+		uint64_t n = chain_resolve(l, first, end - first, &o);
+
+		if (o.kind == OWNER_LIVE)
+			return true;
+		first += n;
+	}
+	return false;
+}
+
+/* Marks the views in memory and pins them; the caller makes it last. Lock: chain. */
+static size_t mark_broken(struct ff_disk *d, uint64_t first, uint64_t count, bool all,
+                          struct link **out, size_t room)
+{
+	size_t n = 0;
+
+	for (struct link *l = atomic_load(&d->top); l && n < room; l = l->older) {
+		if (atomic_load(&l->broken) || (!all && !view_needs(l, first, count)))
+			continue;
+		atomic_store(&l->broken, true);
+		atomic_fetch_add(&l->pins, 1);
+		out[n++] = l;
+	}
+	return n;
+}
+
+static void break_views(struct ff_disk *d, uint64_t first, uint64_t count, bool all,
+                        const char *why)
+{
+	struct link *links[32];
+	size_t n;
+
+	do {
+		pthread_mutex_lock(&d->store->chain);
+		n = mark_broken(d, first, count, all, links, FF_ARRAY_SIZE(links));
+		pthread_mutex_unlock(&d->store->chain);
+		for (size_t i = 0; i < n; i++) {
+			struct link *l = links[i];
+			int r = ff_image_set_broken(l->img);
+
+			ff_error("%s: the frozen view is lost: %s; reading it gives EIO, rmdir of "
+			         "the snapshot frees its space",
+			         ff_image_path(l->img), why);
+			if (r)
+				ff_error("%s: that could not be recorded (%s): drop the snapshot "
+				         "before the next mount",
+				         ff_image_path(l->img), strerror(-r));
+			atomic_fetch_sub(&l->pins, 1);
+		}
+	} while (n == FF_ARRAY_SIZE(links));
+}
+
+void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, const char *why)
+{
+	break_views(d, first, count, false, why);
+}
+
+void chain_break_all(struct ff_disk *d, const char *why)
+{
+	break_views(d, 0, 0, true, why);
+}
+
+bool chain_wanted(struct ff_disk *d)
+{
+	FF_GUARD(&d->store->chain);
+	for (struct link *l = atomic_load(&d->top); l; l = l->older)
+		if (l->snap && !atomic_load(&l->broken))
+			return true;
+	return false;
+}
+
+/* A symlink beside the snapshot's images, for a name that a qcow2 header has no room for. */
+static int backing_by_symlink(struct link *l, const char *target, const char *format)
+{
+	char link_name[32], name[1024];
+	const char *path = ff_image_path(l->img);
+	size_t used = 0;
+
+	snprintf(link_name, sizeof link_name, "~%016llx.backing",
+	         (unsigned long long)XXH3_64bits(path, strlen(path)));
+	if (unlinkat(l->dir->fd, link_name, 0) < 0 && errno != ENOENT)
+		return -errno;
+	if (symlinkat(target, l->dir->fd, link_name) < 0)
+		return -errno;
+	for (const char *p = path; *p; p++)
+		if (*p == '/') {
+			if (used + 4 + sizeof link_name > sizeof name)
+				return -ENAMETOOLONG;
+			used += (size_t)sprintf(name + used, "../");
+		}
+	snprintf(name + used, sizeof name - used, "%s", link_name);
+	return ff_image_set_backing(l->img, name, format);
+}
+
+/* The absolute path of what follows L in the chain; malloc'd. */
+static char *absolute_target(struct link *l, struct link *newer, const char *path)
+{
+	struct ff_store *s = l->disk->store;
+	char *out;
+	int n;
+
+	if (newer)
+		n = asprintf(&out, "%s/%s/%s", s->fleece_path, newer->dir->name,
+		             ff_image_path(newer->img));
+	else
+		n = asprintf(&out, "%s/%s", s->source_path, path);
+	return n < 0 ? NULL : out;
+}
+
+static int set_backing(struct link *l, struct link *newer, const char *path)
+{
+	ff_autofree char *target = absolute_target(l, newer, path), *relative = NULL;
+	const char *format = newer ? "qcow2" : "raw", *name = target;
+	int r;
+
+	if (newer) {
+		relative = names_backing_image(ff_image_path(l->img), newer->dir->name,
+		                               ff_image_path(newer->img));
+		name = relative;
+	}
+	if (!target || !name)
+		return -ENOMEM;
+	if (strcmp(name, ff_image_backing(l->img)) == 0)
+		return 0;
+	r = ff_image_set_backing(l->img, name, format);
+	if (r == -ENAMETOOLONG)
+		r = backing_by_symlink(l, target, format);
+	if (r)
+		ff_error("%s/%s/%s: cannot record its backing file: %s",
+		         l->disk->store->fleece_path, l->dir->name, ff_image_path(l->img),
+		         strerror(-r));
+	return r;
+}
+
+int link_set_backing(struct link *l, struct link *newer)
+{
+	if (newer)
+		return set_backing(l, newer, NULL);
+	FF_GUARD(&l->disk->store->paths);
+	return l->disk->path ? set_backing(l, NULL, l->disk->path) : 0;
+}
+
+void disk_repath(struct ff_disk *d)
+{
+	struct link *top = atomic_load(&d->top);
+
+	if (top && d->path)
+		set_backing(top, NULL, d->path);
+}

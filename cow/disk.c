@@ -1,0 +1,299 @@
+/*
+ * The table of disks: one struct ff_disk for each source inode that has a handle, a reader or a
+ * link in a chain.
+ *
+ * An inode number alone does not tell a disk from a later file which got the same number, so each
+ * look-up compares birth times as well. A disk found to be another file's is taken out of the table
+ * (stale) and its views are broken, for what they would read is gone; that can happen only when
+ * SOURCE was changed behind the mount, because a disk that a snapshot needs is never unlinked.
+ *
+ * Descriptors: path_fd pins the inode from the first handle on; source_fd is opened from it, or by
+ * the disk's path, when old data or a frozen view is first read. Both stay until the disk goes.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+int identity_of(int dirfd, const char *path, struct identity *id, struct stat *st)
+{
+	struct statx sx;
+
+	if (statx(dirfd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+	          STATX_BASIC_STATS | STATX_BTIME, &sx) < 0)
+		return -errno;
+	memset(id, 0, sizeof *id);
+	id->dev = makedev(sx.stx_dev_major, sx.stx_dev_minor);
+	id->ino = sx.stx_ino;
+	if (sx.stx_mask & STATX_BTIME) {
+		id->btime_sec = sx.stx_btime.tv_sec;
+		id->btime_nsec = sx.stx_btime.tv_nsec;
+	}
+	if (st) {
+		memset(st, 0, sizeof *st);
+		st->st_mode = sx.stx_mode;
+		st->st_nlink = sx.stx_nlink;
+		st->st_size = (off_t)sx.stx_size;
+		st->st_mtim = (struct timespec){sx.stx_mtime.tv_sec, sx.stx_mtime.tv_nsec};
+		st->st_ctim = (struct timespec){sx.stx_ctime.tv_sec, sx.stx_ctime.tv_nsec};
+	}
+	return 0;
+}
+
+bool identity_same(const struct identity *a, const struct identity *b)
+{
+	return a->dev == b->dev && a->ino == b->ino && a->btime_sec == b->btime_sec &&
+	       a->btime_nsec == b->btime_nsec;
+}
+
+static struct ff_disk **bucket(struct ff_store *s, ino_t ino)
+{
+	return &s->disks[(ino * UINT64_C(0x9e3779b97f4a7c15)) >> 50];
+}
+
+_Static_assert(DISK_BUCKETS == 1 << 14, "the shift above takes the upper 14 bits");
+
+static struct ff_disk *disk_new(struct ff_store *s, const struct identity *id)
+{
+	struct ff_disk *d = calloc(1, sizeof *d);
+
+	if (!d)
+		return NULL;
+	d->store = s;
+	d->id = *id;
+	d->refs = 1;
+	atomic_init(&d->path_fd, -1);
+	atomic_init(&d->source_fd, -1);
+	pthread_mutex_init(&d->claim_lock, NULL);
+	pthread_cond_init(&d->claim_freed, NULL);
+	pthread_mutex_init(&d->append, NULL);
+	pthread_mutex_init(&d->fd_lock, NULL);
+	return d;
+}
+
+static void disk_free(struct ff_disk *d)
+{
+	if (d->path_fd >= 0)
+		close(d->path_fd);
+	if (d->source_fd >= 0)
+		close(d->source_fd);
+	pthread_mutex_destroy(&d->claim_lock);
+	pthread_cond_destroy(&d->claim_freed);
+	pthread_mutex_destroy(&d->append);
+	pthread_mutex_destroy(&d->fd_lock);
+	free(d->path);
+	free(d);
+}
+
+int disk_find(struct ff_store *s, const struct identity *id, bool make, struct ff_disk **out)
+{
+	struct ff_disk **at = bucket(s, id->ino), *stale = NULL, *d;
+
+	pthread_mutex_lock(&s->disks_lock);
+	while ((d = *at) && (d->id.ino != id->ino || d->id.dev != id->dev))
+		at = &d->next;
+	if (d && !identity_same(&d->id, id)) {
+		*at = d->next;
+		d->stale = true;
+		d->refs++;
+		stale = d;
+		d = NULL;
+		at = bucket(s, id->ino);
+	}
+	if (d) {
+		d->refs++;
+	} else if (make) {
+		d = disk_new(s, id);
+		if (d) {
+			at = bucket(s, id->ino);
+			d->next = *at;
+			*at = d;
+		}
+	}
+	pthread_mutex_unlock(&s->disks_lock);
+	if (stale) {
+		chain_break_all(stale, "its source was replaced behind the mount");
+		disk_unref(stale);
+	}
+	if (!d)
+		return make ? -ENOMEM : -ENOENT;
+	*out = d;
+	return 0;
+}
+
+struct ff_disk *disk_peek(struct ff_store *s, dev_t dev, ino_t ino)
+{
+	struct ff_disk *d;
+
+	FF_GUARD(&s->disks_lock);
+	for (d = *bucket(s, ino); d && (d->id.ino != ino || d->id.dev != dev); d = d->next)
+		;
+	if (d)
+		d->refs++;
+	return d;
+}
+
+void disk_ref(struct ff_disk *d)
+{
+	FF_GUARD(&d->store->disks_lock);
+	d->refs++;
+}
+
+void disk_unref(struct ff_disk *d)
+{
+	struct ff_store *s = d->store;
+
+	pthread_mutex_lock(&s->disks_lock);
+	if (--d->refs > 0) {
+		pthread_mutex_unlock(&s->disks_lock);
+		return;
+	}
+	if (!d->stale) {
+		struct ff_disk **at = bucket(s, d->id.ino);
+
+		while (*at != d)
+			at = &(*at)->next;
+		*at = d->next;
+	}
+	pthread_mutex_unlock(&s->disks_lock);
+	disk_free(d);
+}
+
+int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
+{
+	struct identity id;
+	struct ff_disk *d;
+	struct stat st;
+	int r = identity_of(fd, "", &id, &st), path_fd;
+
+	if (r)
+		return r;
+	if (!S_ISREG(st.st_mode))
+		return -EINVAL;
+	r = disk_find(store, &id, true, &d);
+	if (r)
+		return r;
+	if (atomic_load(&d->path_fd) < 0) {
+		FF_GUARD(&d->fd_lock);
+		if (atomic_load(&d->path_fd) < 0) {
+			r = io_reopen(fd, O_PATH, &path_fd);
+			if (!r)
+				atomic_store(&d->path_fd, path_fd);
+		}
+	}
+	if (r)
+		disk_unref(d);
+	else
+		*out = d;
+	return r;
+}
+
+void ff_disk_put(struct ff_disk *disk)
+{
+	disk_unref(disk);
+}
+
+/* Opens the disk by its path, which must not lead over a symlink or out of SOURCE. */
+static int open_by_path(struct ff_disk *d, int *out)
+{
+	struct open_how how = {
+	    .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+	    .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+	};
+	ff_autoclose int fd = -1;
+	struct identity id;
+	struct stat st;
+	int r;
+
+	pthread_mutex_lock(&d->store->paths);
+	fd = d->path ? (int)syscall(SYS_openat2, d->store->source_fd, d->path, &how, sizeof how)
+	             : -1;
+	r = fd < 0 ? (d->path ? -errno : -ENOENT) : 0;
+	pthread_mutex_unlock(&d->store->paths);
+	if (!r)
+		r = identity_of(fd, "", &id, &st);
+	if (!r && (!identity_same(&id, &d->id) || !S_ISREG(st.st_mode)))
+		r = -ESTALE;
+	if (!r)
+		*out = ff_take_fd(&fd);
+	return r;
+}
+
+int disk_source(struct ff_disk *d, int *fd)
+{
+	int r = 0, path_fd, out = -1;
+
+	*fd = atomic_load_explicit(&d->source_fd, memory_order_acquire);
+	if (*fd >= 0)
+		return 0;
+	FF_GUARD(&d->fd_lock);
+	*fd = atomic_load(&d->source_fd);
+	if (*fd >= 0)
+		return 0;
+	path_fd = atomic_load(&d->path_fd);
+	if (path_fd < 0) {
+		r = open_by_path(d, &path_fd);
+		if (r)
+			return r;
+		atomic_store(&d->path_fd, path_fd);
+	}
+	/* Reading for a backup is no access of the guest's; only an owner may say so. */
+	r = io_reopen(path_fd, O_RDONLY | O_NOATIME, &out);
+	if (r == -EPERM)
+		r = io_reopen(path_fd, O_RDONLY, &out);
+	if (r)
+		return r;
+	atomic_store_explicit(&d->source_fd, out, memory_order_release);
+	*fd = out;
+	return 0;
+}
+
+int disk_stat(struct ff_disk *d, struct stat *st)
+{
+	int fd = atomic_load(&d->path_fd), r;
+
+	if (fd >= 0)
+		return io_fstat(fd, st);
+	r = disk_source(d, &fd);
+	return r ? r : io_fstat(fd, st);
+}
+
+int disk_each(struct ff_store *s, int (*fn)(struct ff_disk *, void *), void *ctx)
+{
+	int r = 0;
+
+	for (unsigned b = 0; b < DISK_BUCKETS && !r; b++) {
+		struct ff_disk *d, *held = NULL;
+
+		/* A held disk stays in its bucket, so the walk can go on from it. */
+		pthread_mutex_lock(&s->disks_lock);
+		for (d = s->disks[b]; d && !r;) {
+			bool mine = atomic_load(&d->top) != NULL;
+
+			if (mine) {
+				d->refs++;
+				pthread_mutex_unlock(&s->disks_lock);
+				if (held)
+					disk_unref(held);
+				held = d;
+				r = fn(d, ctx);
+				pthread_mutex_lock(&s->disks_lock);
+				if (d->stale)
+					break;
+			}
+			d = d->next;
+		}
+		pthread_mutex_unlock(&s->disks_lock);
+		if (held)
+			disk_unref(held);
+	}
+	return r;
+}

@@ -1,0 +1,238 @@
+/*
+ * The structures that the files of cow/ share: store, disk, link (a disk's place in a snapshot) and
+ * snapshot. Nothing here is visible outside cow/.
+ *
+ * Lock order, outermost first; a thread takes only locks that stand further right than those it
+ * holds:
+ *
+ *   admin → names → disk.append → barrier `writes` → disk.fd → paths → chain → the leaves
+ *
+ *   admin    one freeze, drop, rename, open or close of the store at a time
+ *   names    rwlock: shared by changes of names and metadata in SOURCE, exclusive for the walk
+ *            and the flip of a freeze, and for taking links out of chains
+ *   append   one append to a disk at a time
+ *   writes   barrier: shared by each change of a source's bytes (the system call alone, not the
+ *            saving before it), closed for the flip
+ *   fd       opening of a disk's source descriptor
+ *   paths    where each disk with a chain lies below SOURCE
+ *   chain    the older/hidden/pin members of links
+ *   leaves   disks (the table), snaps (the list and its names), disk.claims, snap.lock
+ *
+ * A second barrier, `reads`, is held shared by frozen reads alone, so that a link can be freed when
+ * no reader stands on it. Frozen readers take no lock but that and the leaves of their own
+ * snapshot.
+ */
+#ifndef FF_COW_ENGINE_H
+#define FF_COW_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "cow/barrier.h"
+#include "cow/qcow2_image.h"
+#include "cow/tree.h"
+#include "ff_store.h"
+
+enum { DISK_BUCKETS = 16384 };
+
+/* Identity of a source: the inode, told from a later one of the same number by its birth time. */
+struct identity {
+	dev_t dev;
+	ino_t ino;
+	int64_t btime_sec;
+	uint32_t btime_nsec;
+};
+
+/* A directory of FLEECE_DIR: NAME of a visible snapshot, or .dropped-SEQ of a hidden one. */
+struct fleece_dir {
+	int fd;
+	char *name;                     /* lock: admin */
+	unsigned links;                 /* links whose images lie here; lock: admin */
+	struct fleece_dir *next_hidden; /* lock: admin */
+};
+
+/* The image of one disk in one snapshot. Made by freeze or recovery, linked into the disk's chain
+ * while the barrier is closed, freed after it was taken out and no reader or writer can hold it. */
+struct link {
+	struct ff_image *img;
+	struct ff_disk *disk;
+	struct fleece_dir *dir;
+	uint64_t clusters;          /* of the disk at the freeze */
+	struct link *_Atomic newer; /* release/acquire; NULL: live comes next */
+	struct link *older;         /* lock: chain */
+	struct ff_snap *snap;       /* lock: chain; NULL: hidden, only older ones need it */
+	bool out;                   /* lock: chain; no longer in its chain, about to be freed */
+	atomic_bool broken;         /* set before the guest goes on; never cleared */
+	atomic_bool unflushed;      /* saves since the last flush began */
+	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
+	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
+};
+
+struct claim {
+	uint64_t first, count;
+	struct claim *next;
+};
+
+struct ff_disk {
+	struct ff_store *store;
+	struct identity id;
+	struct ff_disk *next;       /* lock: disks */
+	unsigned refs;              /* lock: disks; handles, readers and links */
+	bool stale;                 /* lock: disks; the inode is gone, no longer in the table */
+	struct link *_Atomic top;   /* written within the closed barrier */
+	atomic_uint touched;        /* the store's epoch as read after the latest change */
+	pthread_mutex_t claim_lock; /* claims */
+	pthread_cond_t claim_freed;
+	struct claim *claims;
+	pthread_mutex_t append;
+	pthread_mutex_t fd_lock; /* opening of the two */
+	_Atomic int path_fd;     /* O_PATH, -1 until a handle was opened */
+	_Atomic int source_fd;   /* O_RDONLY, -1 until first needed */
+	char *path;              /* lock: paths; below SOURCE, NULL without a chain */
+	bool aside;              /* lock: paths; one of its names is the one aside */
+	atomic_bool has_aside;   /* mirror of aside, for stat */
+};
+
+struct ff_snap {
+	struct ff_store *store;
+	atomic_uint refs;
+	char *name;                     /* lock: snaps */
+	atomic_uint_fast64_t name_hash; /* of the name, for st_ino */
+	uint64_t seq;
+	bool ephemeral;
+	bool torn;              /* a power loss came before it was durable; set at open */
+	struct fleece_dir *dir; /* lock: admin */
+	struct tree *tree;      /* constant once published */
+	struct link **links;    /* by the tree's disk number; lock: admin, and constant for
+	                           readers until dropped; NULL: that image is lost */
+	size_t link_count;      /* as many as the tree has disks, but for a damaged one */
+	bool damaged;           /* its manifest is; there is no tree to show, only EIO */
+	struct ff_snap *next;   /* lock: snaps; towards newer */
+	pthread_mutex_t lock;   /* the following */
+	pthread_cond_t idle;
+	unsigned readers;           /* open */
+	unsigned unflushed_readers; /* open, and no descriptor of theirs was closed yet */
+	bool dropped;
+};
+
+struct ff_store {
+	struct ff_store_config cfg;
+	char *source_path;
+	char *fleece_path;
+	char **exclude;
+	int source_fd;
+	int fleece_fd;
+	int lock_fd;
+	int aside_fd;        /* lock: paths; -1 until first needed */
+	char aside_path[64]; /* of that directory, below SOURCE; constant */
+	atomic_uint asides;  /* disks that have a name there */
+	dev_t source_dev, fleece_dev;
+	ino_t fleece_ino;
+	struct barrier *writes;
+	struct barrier *reads;
+	pthread_mutex_t admin;
+	pthread_rwlock_t names;
+	pthread_mutex_t paths;
+	pthread_mutex_t chain;
+	pthread_mutex_t snaps_lock;
+	struct ff_snap *snaps;     /* lock: snaps_lock; oldest first */
+	struct timespec changed;   /* lock: snaps_lock */
+	struct fleece_dir *hidden; /* lock: admin; directories of dropped snapshots */
+	uint64_t next_seq;         /* lock: admin */
+	atomic_uint epoch;         /* raised by each freeze before it looks at the sources */
+	pthread_mutex_t disks_lock;
+	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
+	pthread_mutex_t space_lock;          /* the next three; a leaf */
+	uint64_t space_used;                 /* bytes that the images have allocated */
+	uint64_t space_unchecked;            /* allocated since free space was last asked for */
+	int64_t space_headroom;              /* what could still be allocated then */
+};
+
+/* --- disk.c --- */
+int identity_of(int dirfd, const char *path, struct identity *id, struct stat *st);
+bool identity_same(const struct identity *a, const struct identity *b);
+/* The disk with this identity, made if MAKE; a reference. -ENOENT. */
+int disk_find(struct ff_store *s, const struct identity *id, bool make, struct ff_disk **out);
+void disk_ref(struct ff_disk *d);
+void disk_unref(struct ff_disk *d);
+/* A descriptor to read the source with, owned by the disk. */
+int disk_source(struct ff_disk *d, int *fd);
+/* What fstat says of the source now. */
+int disk_stat(struct ff_disk *d, struct stat *st);
+/* Calls FN for each disk that has a chain, with a reference held and no lock of disk.c. */
+/* The disk with this inode that is in the table, whatever its birth time; a reference, or NULL. */
+struct ff_disk *disk_peek(struct ff_store *s, dev_t dev, ino_t ino);
+int disk_each(struct ff_store *s, int (*fn)(struct ff_disk *, void *), void *ctx);
+
+/* --- chain.c --- */
+enum owner_kind { OWNER_LIVE, OWNER_ZERO, OWNER_LINK };
+struct owner {
+	enum owner_kind kind;
+	struct link *link;
+};
+/* Who holds the clusters from FIRST for a reader of LINK: length of the run, at most MAX, with the
+ * same owner. Lock-free; the caller holds the `reads` barrier or the chain still. */
+uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct owner *out);
+/* Breaks, for good, every view that needed one of these clusters, which could not be saved. */
+void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, const char *why);
+/* Breaks every view of the disk. */
+void chain_break_all(struct ff_disk *d, const char *why);
+/* Is some view of the disk still worth saving for? */
+bool chain_wanted(struct ff_disk *d);
+struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap *snap,
+                      struct ff_image *img);
+void link_free(struct link *l);
+/* Sets the backing file name of LINK's image to NEWER's image, or to the source. Locks: admin. */
+int link_set_backing(struct link *l, struct link *newer);
+/* The same for the newest link of a disk whose path changed. Locks: paths held. */
+void disk_repath(struct ff_disk *d);
+
+/* --- freeze.c, drop.c, recover.c --- */
+void snap_free_memory(struct ff_snap *snap);
+struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq);
+void snap_publish(struct ff_snap *snap);
+void snap_set_name(struct ff_snap *snap, char *name);
+bool snap_name_valid(const char *name);
+int drop_snap(struct ff_snap *snap);
+/* Takes every link out that no older visible one needs, deletes their images, shrinks the rest, and
+ * puts backing names right. Locks: admin. */
+void drop_collect(struct ff_store *s, struct link **links, size_t count);
+void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir);
+int recover(struct ff_store *s);
+
+/* --- session.c: how the last mount ended --- */
+enum ending {
+	ENDED_NEVER,  /* there was none */
+	ENDED_CLEAN,  /* what the sources looked like then is known */
+	ENDED_KILLED, /* on this boot: all that was written is in the page cache */
+	ENDED_TORN,   /* on another boot: what was not flushed is lost */
+};
+struct ending_record;
+int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record);
+/* Does the source look as the record says? */
+bool session_unchanged(const struct ending_record *record, const struct identity *id,
+                       const struct stat *st);
+void session_record_free(struct ending_record *record);
+/* All has been taken notice of: begin anew. */
+int session_begin(struct ff_store *s);
+int session_end(struct ff_store *s);
+/* FLEECE_DIR is this SOURCE's, or nobody's yet: -EINVAL, logged. HAS_SNAPSHOTS: is it in use? */
+int session_check_source(struct ff_store *s, bool has_snapshots);
+
+/* --- aside.c --- */
+/* The chain is empty: the name aside goes. */
+void aside_release(struct ff_disk *d);
+/* The path below SOURCE of the name that the disk has, or would have, aside. 0 or -ENAMETOOLONG. */
+int aside_path(const struct ff_store *s, const struct identity *id, char *out, size_t size);
+/* At open: D was found to have a name aside. */
+void aside_adopt(struct ff_disk *d);
+/* At open: removes names aside that no chain needs. */
+void aside_sweep(struct ff_store *s);
+
+/* --- space.c --- */
+int space_charge(void *store, int64_t bytes);
+
+#endif

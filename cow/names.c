@@ -1,0 +1,108 @@
+/*
+ * An image is called as its disk is, below its snapshot's directory, so that a person finds it.
+ * Two things stand in the way: names of up to 255 bytes to which "-fleece-N.qcow2" is added, and
+ * directories of SOURCE called like a file of ours. Both get a hash of the whole name instead, so
+ * that the result is a function of the path and different paths stay different.
+ */
+#include "cow/names.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "cow/manifest.h"
+#include "ff_util.h"
+
+enum { LONGEST_PATH = 3500, LONGEST_NAME = 255, HASH_CHARS = 17 };
+
+static bool ends_with(const char *name, size_t len, const char *suffix)
+{
+	size_t n = strlen(suffix);
+
+	return len >= n && memcmp(name + len - n, suffix, n) == 0;
+}
+
+/* Could a directory of this name stand where a file of ours is to be? */
+static bool reserved(const char *name, size_t len)
+{
+	return (len == strlen(MANIFEST_NAME) && memcmp(name, MANIFEST_NAME, len) == 0) ||
+	       ends_with(name, len, ".qcow2") || ends_with(name, len, ".xxh3") ||
+	       ends_with(name, len, ".backing") || ends_with(name, len, ".tmp");
+}
+
+/* NAME, cut so that EXTRA more bytes fit, with a hash; to OUT, which has room for 256 bytes. */
+static void hashed(const char *name, size_t len, size_t extra, char *out)
+{
+	size_t keep = FF_MIN(len, LONGEST_NAME - extra - HASH_CHARS);
+
+	snprintf(out, LONGEST_NAME + 1, "%.*s~%016llx", (int)keep, name,
+	         (unsigned long long)XXH3_64bits(name, len));
+}
+
+char *names_image(const char *rel, uint64_t seq)
+{
+	char suffix[40], part[LONGEST_NAME + 1];
+	int suffix_len =
+	    snprintf(suffix, sizeof suffix, "-fleece-%llu.qcow2", (unsigned long long)seq);
+	size_t rel_len = strlen(rel), used = 0;
+	char *out;
+
+	if (rel_len > LONGEST_PATH) {
+		snprintf(part, sizeof part, "~%016llx",
+		         (unsigned long long)XXH3_64bits(rel, rel_len));
+		return asprintf(&out, "%s%s", part, suffix) < 0 ? NULL : out;
+	}
+	/* Each part grows by a hash at the most. */
+	out = malloc(rel_len * (HASH_CHARS + 2) + sizeof suffix + HASH_CHARS + 1);
+	if (!out)
+		return NULL;
+	for (const char *p = rel;;) {
+		size_t len = strcspn(p, "/");
+		bool last = p[len] == '\0';
+
+		if (last ? len + (size_t)suffix_len > LONGEST_NAME : reserved(p, len))
+			hashed(p, len, last ? (size_t)suffix_len : 0, part);
+		else
+			snprintf(part, sizeof part, "%.*s", (int)len, p);
+		used += (size_t)sprintf(out + used, "%s%s", part, last ? suffix : "/");
+		if (last)
+			return out;
+		p += len + 1;
+	}
+}
+
+char *names_backing_image(const char *from, const char *dir, const char *image)
+{
+	size_t up = 1, n = 0;
+	char *out;
+
+	for (const char *p = from; *p; p++)
+		up += *p == '/';
+	out = malloc(up * 3 + strlen(dir) + 1 + strlen(image) + 1);
+	if (!out)
+		return NULL;
+	for (; up; up--)
+		n += (size_t)sprintf(out + n, "../");
+	sprintf(out + n, "%s/%s", dir, image);
+	return out;
+}
+
+bool names_safe_path(const char *path)
+{
+	size_t total = strlen(path);
+
+	if (total == 0 || total >= PATH_MAX)
+		return false;
+	for (const char *p = path;;) {
+		size_t len = strcspn(p, "/");
+
+		if (len == 0 || len > LONGEST_NAME || (len == 1 && p[0] == '.') ||
+		    (len == 2 && p[0] == '.' && p[1] == '.'))
+			return false;
+		if (!p[len])
+			return true;
+		p += len + 1;
+	}
+}

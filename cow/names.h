@@ -1,0 +1,22 @@
+/*
+ * Names of files in FLEECE_DIR. Pure functions; results are malloc'd, NULL when memory is out.
+ */
+#ifndef FF_COW_NAMES_H
+#define FF_COW_NAMES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* REL-fleece-SEQ.qcow2, with parts shortened or marked by a hash where they would be too long or
+ * would collide with a file of ours. */
+char *names_image(const char *rel, uint64_t seq);
+
+/* The backing file name in FROM's header (a path below FLEECE_DIR/ANY) that leads to IMAGE below
+ * FLEECE_DIR/DIR. */
+char *names_backing_image(const char *from, const char *dir, const char *image);
+
+/* A relative path below some directory that stays there: not absolute, no empty, "." or ".." part,
+ * shorter than PATH_MAX. */
+bool names_safe_path(const char *path);
+
+#endif

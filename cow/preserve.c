@@ -1,0 +1,427 @@
+/*
+ * Copy-before-write: the one way to a source's bytes.
+ *
+ * A change goes through two phases that never overlap:
+ *
+ *   1. Save, outside the barrier. Each cluster of the disk's newest link that the change touches
+ *      and that is not marked is claimed, read from the source, saved, marked, and given free. A
+ *      cluster whose bytes the change does not alter is left as it is: it needs no saving. One run
+ *      of clusters is one read and one save.
+ *   2. Change, inside the barrier: the system call on the source, if the newest link is still the
+ *      one that phase 1 saved for; if a freeze has come in between, phase 1 is done again for the
+ *      new link. So a freeze waits for system calls on sources alone, never for a save, and no
+ *      change straddles it.
+ *
+ * Why a frozen reader is right without a lock: a cluster is marked (release) before the change that
+ * needs the mark begins. A reader that read the source while the change was under way, and looks at
+ * the marks afterwards, finds it, and reads the image instead.
+ *
+ * Why leaving equal bytes unsaved is right: an unmarked cluster of the newest link reads the same
+ * in the source as at the freeze. Writing what is there keeps that true; and should another thread
+ * save and change the cluster before the write of the equal bytes lands, it is marked by then.
+ *
+ * Claims keep two threads from saving one cluster: a list per disk, as long as the number of
+ * threads in phase 1 on that disk. A thread holds one claim at a time and waits for another's while
+ * it holds none, so there is no cycle.
+ *
+ * When a save fails (the fleece storage is full or broken, the old data cannot be read), the policy
+ * decides: the views that needed the clusters break, for good, and the guest goes on; or the
+ * guest's change fails with the error and the views stay right.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+enum {
+	SAVE_BYTES = 1 << 20,   /* saved at a time, or one cluster if that is more */
+	COPY_BYTES = 16 << 20,  /* of one copy_file_range, so that a freeze need not wait longer */
+	STACK_BYTES = 64 << 10, /* old data of smaller saves is kept on the stack */
+	DIRECT_ALIGN = 4096,
+};
+
+/* What a change does to the bytes [off, end). */
+struct effect {
+	uint64_t off, end;
+	const char *bytes; /* become these; NULL: zeros, unless unknown */
+	bool unknown;
+};
+
+static struct effect effect_of(const struct ff_change *c)
+{
+	uint64_t off = (uint64_t)c->off;
+
+	switch (c->kind) {
+	case FF_WRITE:
+		return (struct effect){off, off + c->len, c->buf, false};
+	case FF_COPY:
+		return (struct effect){off, off + c->len, NULL, true};
+	case FF_TRUNCATE:
+		return (struct effect){off, UINT64_MAX, NULL, false};
+	case FF_FALLOCATE:
+		if (c->mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+			return (struct effect){off, off + c->len, NULL, false};
+		break;
+	}
+	return (struct effect){0, 0, NULL, false};
+}
+
+static bool all_zero(const char *p, size_t n)
+{
+	return n == 0 || (p[0] == 0 && memcmp(p, p + 1, n - 1) == 0);
+}
+
+/* Does the effect alter the cluster whose old bytes, from offset AT on, are OLD? */
+static bool alters(const struct effect *e, uint64_t at, const char *old, size_t size)
+{
+	uint64_t from = FF_MAX(e->off, at), to = FF_MIN(e->end, at + size);
+
+	if (e->unknown)
+		return true;
+	if (e->bytes)
+		return memcmp(old + (from - at), e->bytes + (from - e->off), to - from) != 0;
+	return !all_zero(old + (from - at), to - from);
+}
+
+/* Waits until no claim overlaps the first cluster, and claims as many of COUNT as are free. */
+static void claim(struct ff_disk *d, struct claim *mine, uint64_t first, uint64_t count)
+{
+	FF_GUARD(&d->claim_lock);
+again:
+	mine->first = first;
+	mine->count = count;
+	for (struct claim *c = d->claims; c; c = c->next) {
+		if (first >= c->first && first < c->first + c->count) {
+			pthread_cond_wait(&d->claim_freed, &d->claim_lock);
+			goto again;
+		}
+		if (c->first > first)
+			mine->count = FF_MIN(mine->count, c->first - first);
+	}
+	mine->next = d->claims;
+	d->claims = mine;
+}
+
+static void unclaim(struct ff_disk *d, struct claim *mine)
+{
+	struct claim **at = &d->claims;
+
+	FF_GUARD(&d->claim_lock);
+	while (*at != mine)
+		at = &(*at)->next;
+	*at = mine->next;
+	pthread_cond_broadcast(&d->claim_freed);
+}
+
+/* Saves what the effect alters of COUNT claimed clusters, with room for their bytes at BUF. */
+static int save_into(struct link *top, const struct effect *e, uint64_t first, uint64_t count,
+                     char *buf, uint8_t *wanted)
+{
+	const struct ff_image_desc *desc = ff_image_desc(top->img);
+	size_t size = desc->cluster_size, len = (size_t)count * size, got;
+	uint64_t at = first * size, saves = 0;
+	int fd, r = disk_source(top->disk, &fd);
+
+	if (!r)
+		r = io_pread(fd, buf, len, at, &got);
+	if (r)
+		return r;
+	if (at + got > desc->size)
+		got = (size_t)(desc->size - at);
+	memset(buf + got, 0, len - got);
+	for (uint64_t i = 0; i < count; i++) {
+		wanted[i] = alters(e, at + i * size, buf + i * size, size);
+		saves += wanted[i];
+	}
+	if (!saves)
+		return 0;
+	r = ff_image_save(top->img, first, count, buf, wanted, top->disk->store->cfg.durable);
+	if (!r) {
+		atomic_store(&top->unflushed, true);
+		atomic_fetch_add(&top->saves, saves);
+	}
+	return r;
+}
+
+static int save_claimed(struct link *top, const struct effect *e, uint64_t first, uint64_t count)
+{
+	size_t len = (size_t)count * ff_image_desc(top->img)->cluster_size;
+	char small[STACK_BYTES] __attribute__((aligned(64)));
+	uint8_t few[STACK_BYTES / 4096];
+	ff_autofree void *large = NULL;
+	ff_autofree uint8_t *many = NULL;
+
+	if (len <= sizeof small)
+		return save_into(top, e, first, count, small, few);
+	large = aligned_alloc(DIRECT_ALIGN, len);
+	many = malloc(count);
+	if (!large || !many)
+		return -ENOMEM;
+	return save_into(top, e, first, count, large, many);
+}
+
+/* Where the change makes zeros, holes of the source need no saving: the first cluster from FIRST
+ * on, below END, that has data. */
+static uint64_t skip_hole(struct link *top, uint64_t first, uint64_t end)
+{
+	size_t size = ff_image_desc(top->img)->cluster_size;
+	uint64_t data;
+	int fd, r = disk_source(top->disk, &fd);
+
+	if (!r)
+		r = io_seek(fd, first * size, SEEK_DATA, &data);
+	if (r == -ENXIO)
+		return end;
+	return r ? first : FF_MIN(FF_MAX(first, data / size), end);
+}
+
+/* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned. On error
+ * *FAILED and *COUNT say which clusters could not be saved. */
+static int save(struct link *top, const struct effect *e, uint64_t first, uint64_t end,
+                uint64_t *failed, uint64_t *count)
+{
+	size_t size = ff_image_desc(top->img)->cluster_size;
+	uint64_t most = FF_MAX(1, SAVE_BYTES / size);
+	bool zeros = !e->bytes && !e->unknown;
+	int r = 0;
+
+	while (first < end) {
+		struct claim mine;
+		bool marked;
+		uint64_t n = ff_image_run(top->img, first, end - first, &marked);
+
+		if (!marked && zeros && n > most) {
+			uint64_t data = skip_hole(top, first, first + n);
+
+			if (data > first) {
+				first = data;
+				continue;
+			}
+		}
+		if (!marked) {
+			claim(top->disk, &mine, first, FF_MIN(n, most));
+			/* Someone may have saved them before they became ours. */
+			n = ff_image_run(top->img, first, mine.count, &marked);
+			if (!marked)
+				r = save_claimed(top, e, first, n);
+			unclaim(top->disk, &mine);
+		}
+		if (r) {
+			*failed = first;
+			*count = n;
+			return r;
+		}
+		first += n;
+	}
+	return 0;
+}
+
+/* Phase 1 with the policy for failures. Returns an error only if the guest is to have it. */
+static int preserve(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
+{
+	struct ff_disk *d = top->disk;
+	uint64_t failed, count;
+	int r;
+
+	while ((r = save(top, e, first, end, &failed, &count))) {
+		if (d->store->cfg.policy == FF_BREAK_GUEST_WRITE) {
+			ff_error("%s: old data cannot be saved, the guest's write fails: %s",
+			         ff_image_path(top->img), strerror(-r));
+			return r;
+		}
+		chain_break(d, failed, count, strerror(-r));
+		if (!chain_wanted(d))
+			return 0;
+		first = failed + count;
+	}
+	return 0;
+}
+
+static bool has_unmarked(struct link *top, uint64_t first, uint64_t end)
+{
+	bool marked;
+
+	while (first < end) {
+		first += ff_image_run(top->img, first, end - first, &marked);
+		if (!marked)
+			return true;
+	}
+	return false;
+}
+
+/* The clusters of LINK that the effect touches. */
+static void touched_clusters(struct link *l, const struct effect *e, uint64_t *first, uint64_t *end)
+{
+	uint64_t size = ff_image_desc(l->img)->cluster_size;
+
+	*first = e->off / size;
+	*end = e->end > e->off ? FF_MIN((e->end - 1) / size + 1, l->clusters) : 0;
+}
+
+static int write_all(const struct ff_change *c, size_t *done)
+{
+	*done = 0;
+	while (*done < c->len) {
+		ssize_t n = pwrite(c->fd, (const char *)c->buf + *done, c->len - *done,
+		                   c->off + (off_t)*done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return *done ? 0 : n < 0 ? -errno : -EIO;
+		*done += (size_t)n;
+	}
+	return 0;
+}
+
+/* Phase 2. */
+static int change_source(const struct ff_change *c, size_t *done)
+{
+	*done = 0;
+	switch (c->kind) {
+	case FF_WRITE:
+		return write_all(c, done);
+	case FF_TRUNCATE:
+		return io_truncate(c->fd, (uint64_t)c->off);
+	case FF_FALLOCATE:
+		return io_fallocate(c->fd, c->mode, (uint64_t)c->off, c->len);
+	case FF_COPY:
+		return io_copy_range(c->in_fd, (uint64_t)c->in_off, c->fd, (uint64_t)c->off, c->len,
+		                     done);
+	}
+	return -EINVAL;
+}
+
+/* Both phases. */
+static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
+{
+	const struct effect e = effect_of(c);
+	struct link *saved = NULL, *top;
+	uint64_t first, end;
+	unsigned token;
+	int r;
+
+	for (;;) {
+		token = barrier_enter(d->store->writes);
+		top = atomic_load(&d->top);
+		if (!top || top == saved)
+			break;
+		touched_clusters(top, &e, &first, &end);
+		if (!has_unmarked(top, first, end))
+			break;
+		atomic_fetch_add(&top->pins, 1);
+		barrier_exit(d->store->writes, token);
+		if (saved)
+			atomic_fetch_sub(&saved->pins, 1);
+		saved = top;
+		r = chain_wanted(d) ? preserve(top, &e, first, end) : 0;
+		if (r) {
+			atomic_fetch_sub(&saved->pins, 1);
+			return r;
+		}
+	}
+	r = change_source(c, done);
+	/* After the change: a freeze that does not see this has the change's times already. */
+	atomic_store(&d->touched, atomic_load(&d->store->epoch));
+	barrier_exit(d->store->writes, token);
+	if (saved)
+		atomic_fetch_sub(&saved->pins, 1);
+	return r;
+}
+
+/* O_DIRECT wants aligned memory; a request's payload seldom is. */
+static int change_aligned(struct ff_disk *d, const struct ff_change *c, size_t *done)
+{
+	ff_autofree void *copy = NULL;
+	struct ff_change aligned = *c;
+	int flags;
+
+	if (c->kind != FF_WRITE || (uintptr_t)c->buf % DIRECT_ALIGN == 0)
+		return change(d, c, done);
+	flags = fcntl(c->fd, F_GETFL);
+	if (flags < 0)
+		return -errno;
+	if (!(flags & O_DIRECT))
+		return change(d, c, done);
+	copy = aligned_alloc(DIRECT_ALIGN, ff_round_up(FF_MAX(c->len, 1), DIRECT_ALIGN));
+	if (!copy)
+		return -ENOMEM;
+	memcpy(copy, c->buf, c->len);
+	aligned.buf = copy;
+	return change(d, &aligned, done);
+}
+
+int ff_disk_change(struct ff_disk *disk, const struct ff_change *c, size_t *done)
+{
+	struct ff_change limited = *c;
+	struct stat st;
+	int r;
+
+	if (c->off < 0 || c->in_off < 0)
+		return -EINVAL;
+	switch (c->kind) {
+	case FF_COPY:
+		limited.len = FF_MIN(c->len, COPY_BYTES);
+		break;
+	case FF_FALLOCATE:
+		if (c->mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+			return -EOPNOTSUPP;
+		if (c->len == 0)
+			return -EINVAL;
+		break;
+	case FF_WRITE:
+	case FF_TRUNCATE:
+		break;
+	}
+	if (c->kind != FF_TRUNCATE && limited.len > (uint64_t)(INT64_MAX - c->off))
+		return -EFBIG;
+	if (c->kind != FF_WRITE || !c->append)
+		return change_aligned(disk, &limited, done);
+	FF_GUARD(&disk->append);
+	r = io_fstat(c->fd, &st);
+	limited.off = st.st_size;
+	return r ? r : change_aligned(disk, &limited, done);
+}
+
+/* Pins up to ROOM links with unflushed saves. */
+static size_t unflushed_links(struct ff_disk *d, struct link **out, size_t room)
+{
+	size_t n = 0;
+
+	FF_GUARD(&d->store->chain);
+	for (struct link *l = atomic_load(&d->top); l && n < room; l = l->older)
+		if (atomic_exchange(&l->unflushed, false)) {
+			atomic_fetch_add(&l->pins, 1);
+			out[n++] = l;
+		}
+	return n;
+}
+
+int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only)
+{
+	struct link *links[16];
+	size_t n;
+	int r = 0;
+
+	do {
+		n = unflushed_links(disk, links, FF_ARRAY_SIZE(links));
+		for (size_t i = 0; i < n; i++) {
+			int e = ff_image_flush(links[i]->img);
+
+			if (e)
+				atomic_store(&links[i]->unflushed, true);
+			atomic_fetch_sub(&links[i]->pins, 1);
+			r = r ? r : e;
+		}
+	} while (n == FF_ARRAY_SIZE(links) && !r);
+	if (r && disk->store->cfg.policy == FF_BREAK_GUEST_WRITE)
+		return r;
+	if (r)
+		chain_break_all(disk, "its saved data could not be made durable");
+	return data_only ? io_fdatasync(fd) : io_fsync(fd);
+}

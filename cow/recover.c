@@ -1,0 +1,509 @@
+/*
+ * At mount: what FLEECE_DIR holds becomes snapshots and chains again.
+ *
+ *   1. Read each directory: with a manifest it is a snapshot; without one it is an interrupted
+ * mkdir and becomes .dropped-…; .dropped-… holds hidden images. A manifest that cannot be used
+ * makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones.
+ *   2. Load the images. One that is missing or invalid is a hole in its disk's chain: every older
+ *      view of that disk may have needed it and is broken.
+ *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in
+ *      the newest image's header, else aside, else by looking through all of SOURCE.
+ *   4. Judge by how the last mount ended: changed behind the mount's back, or torn by a power loss,
+ *      breaks views, in the images' headers.
+ *   5. Publish; collect what no snapshot needs; put backing names right; begin the new session.
+ *
+ * Nothing here trusts what it reads: a bad file costs its own snapshot or disk, with a line naming
+ * it, and the rest mounts.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/fs.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "cow/manifest.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+/* An image, or the place where one should be (img NULL). */
+struct found {
+	uint64_t ino;
+	int64_t btime_sec;
+	uint32_t btime_nsec;
+	uint64_t seq;
+	struct ff_image *img;
+	struct fleece_dir *dir;
+	struct ff_snap *snap; /* NULL: hidden */
+	size_t number;        /* of the disk in snap */
+	bool durable;
+};
+
+struct recovery {
+	struct ff_store *store;
+	struct found *found;
+	size_t count, room;
+	struct link **hidden;
+	size_t hidden_count;
+	enum ending ending;
+	struct ending_record *record;
+	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
+};
+
+static int add_found(struct recovery *rc, const struct found *f)
+{
+	if (rc->count == rc->room) {
+		size_t room = rc->room ? rc->room * 2 : 64;
+		void *p = realloc(rc->found, room * sizeof *rc->found);
+
+		if (!p)
+			return -ENOMEM;
+		rc->found = p;
+		rc->room = room;
+	}
+	rc->found[rc->count++] = *f;
+	return 0;
+}
+
+static int open_dir(struct ff_store *s, const char *name, struct fleece_dir **out)
+{
+	struct fleece_dir *dir = calloc(1, sizeof *dir);
+	int r = -ENOMEM;
+
+	if (dir && (dir->name = strdup(name)))
+		r = io_openat(s->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &dir->fd);
+	if (r) {
+		ff_error("%s/%s: %s", s->fleece_path, name, strerror(-r));
+		if (dir)
+			free(dir->name);
+		free(dir);
+		return r;
+	}
+	*out = dir;
+	return 0;
+}
+
+/* Loads every image below the directory, for want of a manifest. PATH is a buffer of PATH_MAX. */
+static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap *snap, int fd,
+                    char *path, size_t len)
+{
+	struct dirent *e;
+	DIR *d = fdopendir(fd);
+	int r = 0;
+
+	if (!d) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while (!r && (e = readdir(d))) {
+		size_t n = strlen(e->d_name);
+		int sub;
+
+		if (e->d_name[0] == '.' && (n == 1 || (n == 2 && e->d_name[1] == '.')))
+			continue;
+		if (len + n + 2 > PATH_MAX)
+			continue;
+		memcpy(path + len, e->d_name, n + 1);
+		if (io_openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &sub) == 0) {
+			path[len + n] = '/';
+			r = load_all(rc, dir, snap, sub, path, len + n + 1);
+			continue;
+		}
+		if (n > 6 && strcmp(e->d_name + n - 6, ".qcow2") == 0) {
+			struct found f = {.dir = dir, .snap = snap}; /* durable? who knows */
+			const struct ff_image_desc *desc;
+
+			if (ff_image_load(dir->fd, path, &f.img))
+				continue; /* said in the log; nobody can tell whose it was */
+			desc = ff_image_desc(f.img);
+			f.ino = desc->disk_ino;
+			f.btime_sec = desc->disk_btime_sec;
+			f.btime_nsec = desc->disk_btime_nsec;
+			f.seq = desc->seq;
+			f.number = snap ? snap->link_count++ : 0;
+			r = add_found(rc, &f);
+		}
+	}
+	closedir(d);
+	return r;
+}
+
+static int load_below(struct recovery *rc, struct fleece_dir *dir, struct ff_snap *snap)
+{
+	char path[PATH_MAX];
+	int fd, r = io_openat(dir->fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
+
+	return r ? r : load_all(rc, dir, snap, fd, path, 0);
+}
+
+/* A directory of hidden images. */
+static int take_hidden(struct recovery *rc, const char *name)
+{
+	struct fleece_dir *dir;
+	int r = open_dir(rc->store, name, &dir);
+
+	if (r)
+		return 0;
+	dir->next_hidden = rc->store->hidden;
+	rc->store->hidden = dir;
+	return load_below(rc, dir, NULL);
+}
+
+/* The images that the manifest names. */
+static int take_images(struct recovery *rc, struct ff_snap *snap, const struct manifest *m)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < snap->tree->disk_count && !r; i++) {
+		const struct ff_frozen *inode = &snap->tree->inodes[snap->tree->disks[i]];
+		struct found f = {inode->st.st_ino,
+		                  inode->btime_sec,
+		                  inode->btime_nsec,
+		                  m->seq,
+		                  NULL,
+		                  snap->dir,
+		                  snap,
+		                  i,
+		                  m->durable};
+		const struct ff_image_desc *desc;
+
+		if (ff_image_load(snap->dir->fd, inode->image, &f.img) == 0) {
+			desc = ff_image_desc(f.img);
+			if (desc->seq != f.seq || desc->disk_ino != f.ino ||
+			    desc->disk_btime_sec != f.btime_sec ||
+			    desc->disk_btime_nsec != f.btime_nsec ||
+			    desc->size != (uint64_t)inode->st.st_size) {
+				ff_error("%s/%s/%s is not the image that the manifest speaks of",
+				         rc->store->fleece_path, snap->name, inode->image);
+				ff_image_free(ff_take_ptr(&f.img));
+			}
+		} else {
+			ff_error("%s/%s/%s is lost: the frozen views that need it give EIO",
+			         rc->store->fleece_path, snap->name, inode->image);
+		}
+		r = add_found(rc, &f);
+	}
+	return r;
+}
+
+/* A tree that is a root and nothing else, for a snapshot whose manifest cannot be used. */
+static struct tree *bare_tree(int dirfd)
+{
+	struct tree *t = calloc(1, sizeof *t);
+	struct ff_frozen root = {.disk = TREE_NO_DISK};
+	uint32_t index;
+
+	if (!t || io_fstat(dirfd, &root.st) || tree_add(t, &root, &index)) {
+		tree_free(t);
+		return NULL;
+	}
+	return t;
+}
+
+static int take_snapshot(struct recovery *rc, const char *name)
+{
+	struct manifest m = {.durable = true};
+	struct ff_store *s = rc->store;
+	struct fleece_dir *dir;
+	struct ff_snap *snap;
+	char hidden[32];
+	int r = open_dir(s, name, &dir), bad;
+
+	if (r)
+		return 0;
+	bad = manifest_read(dir->fd, name, &m);
+	if (bad == -ENOENT) { /* a mkdir that did not come to its end */
+		close(dir->fd);
+		free(dir->name);
+		free(dir);
+		snprintf(hidden, sizeof hidden, ".dropped-cut-%x", (unsigned)rc->count);
+		r = io_renameat(s->fleece_fd, name, s->fleece_fd, hidden, RENAME_NOREPLACE);
+		ff_info("%s/%s: an interrupted mkdir is undone", s->fleece_path, name);
+		return r ? r : take_hidden(rc, hidden);
+	}
+	if (bad == -ENOMEM)
+		return bad;
+	snap = snap_new(s, name, bad ? 0 : m.seq);
+	if (!snap)
+		return -ENOMEM;
+	snap->dir = dir;
+	snap->ephemeral = !bad && m.ephemeral;
+	snap->damaged = bad;
+	snap->tree = bad ? bare_tree(dir->fd) : m.tree;
+	if (!snap->tree)
+		return -ENOMEM;
+	snap->link_count = snap->tree->disk_count;
+	r = bad ? load_below(rc, dir, snap) : take_images(rc, snap, &m);
+	if (r)
+		return r;
+	snap->links = calloc(snap->link_count + 1, sizeof(struct link *));
+	snap_publish(snap);
+	return snap->links ? 0 : -ENOMEM;
+}
+
+static int scan(struct recovery *rc, bool *any)
+{
+	int fd, r = io_openat(rc->store->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
+	struct dirent *e;
+	DIR *d;
+
+	*any = false;
+	if (r)
+		return r;
+	d = fdopendir(fd);
+	if (!d) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while (!r && (e = readdir(d))) {
+		struct stat st;
+
+		if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISDIR(st.st_mode))
+			continue;
+		if (strncmp(e->d_name, ".dropped-", 9) == 0) {
+			*any = true;
+			r = take_hidden(rc, e->d_name);
+		} else if (snap_name_valid(e->d_name)) {
+			*any = true;
+			r = take_snapshot(rc, e->d_name);
+		}
+	}
+	closedir(d);
+	return r;
+}
+
+static int by_disk_and_age(const void *a, const void *b)
+{
+	const struct found *x = a, *y = b;
+
+	if (x->ino != y->ino)
+		return x->ino < y->ino ? -1 : 1;
+	if (x->btime_sec != y->btime_sec)
+		return x->btime_sec < y->btime_sec ? -1 : 1;
+	if (x->btime_nsec != y->btime_nsec)
+		return x->btime_nsec < y->btime_nsec ? -1 : 1;
+	return x->seq < y->seq ? -1 : x->seq > y->seq;
+}
+
+/* Is the disk at PATH below SOURCE? */
+static bool is_at(struct ff_store *s, const char *path, const struct identity *id, struct stat *st)
+{
+	struct open_how how = {
+	    .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+	    .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+	};
+	ff_autoclose int fd = (int)syscall(SYS_openat2, s->source_fd, path, &how, sizeof how);
+	struct identity there;
+
+	return fd >= 0 && identity_of(fd, "", &there, st) == 0 && identity_same(&there, id);
+}
+
+/* Where the disk is; malloc'd, or NULL. */
+static char *find_source(struct recovery *rc, struct ff_image *newest, const struct identity *id,
+                         struct stat *st)
+{
+	struct ff_store *s = rc->store;
+	const char *backing = newest ? ff_image_backing(newest) : "";
+	size_t n = strlen(s->source_path);
+	char path[PATH_MAX];
+
+	if (strncmp(backing, s->source_path, n) == 0 && backing[n] == '/' &&
+	    is_at(s, backing + n + 1, id, st))
+		return strdup(backing + n + 1);
+	if (aside_path(s, id, path, sizeof path) == 0 && is_at(s, path, id, st))
+		return strdup(path);
+	if (!rc->source) {
+		struct tree_walk how = {.source_fd = s->source_fd,
+		                        .dev = s->source_dev,
+		                        .hide_dev = s->fleece_dev,
+		                        .hide_ino = s->fleece_ino,
+		                        .hide_name = FF_HIDDEN_NAME};
+
+		if (tree_walk(&how, &rc->source))
+			return NULL;
+	}
+	for (uint32_t i = 0; i < rc->source->disk_count; i++) {
+		const struct ff_frozen *f = &rc->source->inodes[rc->source->disks[i]];
+
+		if (f->st.st_ino == id->ino && is_at(s, f->path, id, st))
+			return strdup(f->path);
+	}
+	return NULL;
+}
+
+/* Breaks what the ending of the last mount says, and what a lost image says. Newest first. */
+static void judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
+                  bool there, const struct stat *st)
+{
+	bool torn = false, lost = false;
+
+	if (!there) {
+		chain_break_all(d, "its disk is no longer in SOURCE");
+		return;
+	}
+	if (rc->ending == ENDED_CLEAN && !session_unchanged(rc->record, &d->id, st)) {
+		chain_break_all(d, "its disk was changed while fleecefs was not mounted");
+		return;
+	}
+	while (n-- > 0) {
+		torn |= !f[n].durable && (rc->ending == ENDED_TORN || rc->ending == ENDED_NEVER);
+		lost |= f[n].img == NULL;
+		if (!f[n].img || !(torn || lost))
+			continue;
+		for (struct link *l = atomic_load(&d->top); l; l = l->older)
+			if (l->img == f[n].img && !atomic_exchange(&l->broken, true)) {
+				ff_error("%s: the frozen view is lost: %s", ff_image_path(l->img),
+				         torn ? "power failed before it was durable"
+				              : "a newer image that it needs is lost");
+				ff_image_set_broken(l->img);
+			}
+	}
+}
+
+/* Puts one image on top of its disk's chain. */
+static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
+{
+	struct link *top = atomic_load(&d->top), *l;
+
+	if (top && (ff_image_desc(top->img)->cluster_size != ff_image_desc(f->img)->cluster_size ||
+	            ff_image_desc(top->img)->seq == f->seq)) {
+		ff_error("%s/%s/%s does not fit its chain", rc->store->fleece_path, f->dir->name,
+		         ff_image_path(f->img));
+		ff_image_free(ff_take_ptr(&f->img));
+		return 0;
+	}
+	l = link_new(d, f->dir, f->snap, f->img);
+	if (!l)
+		return -ENOMEM;
+	l->older = top;
+	if (top)
+		atomic_store(&top->newer, l);
+	atomic_store(&d->top, l);
+	space_charge(rc->store, (int64_t)ff_image_allocated(f->img));
+	if (f->snap)
+		f->snap->links[f->number] = l;
+	else
+		rc->hidden[rc->hidden_count++] = l;
+	return 0;
+}
+
+/* All the images of one disk, oldest first. */
+static int take_disk(struct recovery *rc, struct found *f, size_t n)
+{
+	struct ff_store *s = rc->store;
+	struct identity id = {s->source_dev, f->ino, f->btime_sec, f->btime_nsec};
+	struct ff_image *newest = NULL;
+	struct ff_disk *d;
+	struct stat st;
+	char kept[PATH_MAX];
+	char *path;
+	int r = 0;
+
+	for (size_t i = 0; i < n; i++)
+		newest = f[i].img ? f[i].img : newest;
+	if (!newest)
+		return 0; /* nothing of it is left: every view of it gives EIO */
+	r = disk_find(s, &id, true, &d);
+	if (r)
+		return r;
+	path = find_source(rc, newest, &id, &st);
+	for (size_t i = 0; i < n && !r; i++)
+		if (f[i].img)
+			r = push(rc, d, &f[i]);
+	pthread_mutex_lock(&s->paths);
+	d->path = path;
+	/* It may have a name aside and others as well. */
+	if (path && aside_path(s, &id, kept, sizeof kept) == 0 && is_at(s, kept, &id, &st))
+		aside_adopt(d);
+	pthread_mutex_unlock(&s->paths);
+	if (!r)
+		judge(rc, d, f, n, path != NULL, &st);
+	disk_unref(d);
+	return r;
+}
+
+static int take_disks(struct recovery *rc)
+{
+	size_t first = 0, i;
+	int r = 0;
+
+	rc->hidden = calloc(rc->count + 1, sizeof(struct link *));
+	if (!rc->hidden)
+		return -ENOMEM;
+	if (rc->count)
+		qsort(rc->found, rc->count, sizeof *rc->found, by_disk_and_age);
+	for (i = 1; i <= rc->count && !r; i++) {
+		struct found *a = &rc->found[first], *b = &rc->found[i];
+
+		rc->store->next_seq = FF_MAX(rc->store->next_seq, b[-1].seq + 1);
+		if (i < rc->count && a->ino == b->ino && a->btime_sec == b->btime_sec &&
+		    a->btime_nsec == b->btime_nsec)
+			continue;
+		r = take_disk(rc, a, i - first);
+		first = i;
+	}
+	return r;
+}
+
+static int set_backings(struct ff_disk *d, void *ctx)
+{
+	struct link *newer = NULL;
+
+	for (struct link *l = atomic_load(&d->top); l; newer = l, l = l->older)
+		link_set_backing(l, newer);
+	return 0;
+}
+
+/* Snapshots made by an option of a mount that was killed. */
+static void drop_ephemeral(struct ff_store *s)
+{
+	for (;;) {
+		struct ff_snap *snap;
+
+		for (snap = s->snaps; snap && !snap->ephemeral; snap = snap->next)
+			;
+		if (!snap)
+			return;
+		ff_info("snapshot %s was to go with its mount, which was killed: dropped",
+		        snap->name);
+		if (drop_snap(snap))
+			return;
+	}
+}
+
+int recover(struct ff_store *s)
+{
+	struct recovery rc = {.store = s};
+	bool any;
+	int r;
+
+	FF_GUARD(&s->admin);
+	r = scan(&rc, &any);
+	if (!r)
+		r = session_check_source(s, any);
+	if (!r)
+		r = session_ending(s, &rc.ending, &rc.record);
+	for (struct ff_snap *snap = s->snaps; snap; snap = snap->next)
+		s->next_seq = FF_MAX(s->next_seq, snap->seq + 1);
+	if (!r)
+		r = take_disks(&rc);
+	if (!r) {
+		drop_collect(s, rc.hidden, rc.hidden_count);
+		disk_each(s, set_backings, NULL);
+		drop_ephemeral(s);
+		aside_sweep(s);
+		r = session_begin(s);
+	}
+	session_record_free(rc.record);
+	tree_free(rc.source);
+	free(rc.hidden);
+	free(rc.found);
+	return r;
+}

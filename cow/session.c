@@ -1,0 +1,276 @@
+/*
+ * How the last mount ended, and whether SOURCE was left alone since.
+ *
+ * Three small text files in FLEECE_DIR, each written to a temporary name and renamed:
+ *
+ *   .source   which directory this FLEECE_DIR belongs to: inode and birth time of SOURCE
+ *   .session  the boot id, while mounted and after
+ *   .clean    written by a clean end: for each disk with a chain its inode, birth time, size, mtime
+ *             and ctime; the last line is a hash of all before. Removed when a mount begins.
+ *
+ * .clean there and whole: the mount ended cleanly; a disk which differs from its line was changed
+ * behind the mount's back. Else, the boot id is today's: the daemon was killed, nothing is lost.
+ * Else power was lost (or the kernel died): what had not been flushed may be anything.
+ *
+ * Order at the beginning of a mount: what the ending means is made permanent in the images first,
+ * then .session is written, then .clean goes. Killed between any two, the next mount comes to the
+ * same conclusions.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+enum { MAX_FILE = 64 << 20 };
+
+struct ending_line {
+	uint64_t ino;
+	int64_t btime_sec;
+	uint32_t btime_nsec;
+	int64_t size, mtime_sec, ctime_sec;
+	int64_t mtime_nsec, ctime_nsec;
+};
+
+struct ending_record {
+	size_t count;
+	struct ending_line lines[];
+};
+
+/* The file's text, NUL-terminated; -ENOENT. The caller frees it. */
+static int read_text(int dirfd, const char *name, char **out)
+{
+	ff_autofree char *buf = NULL;
+	ff_autoclose int fd = -1;
+	size_t got = 0, size = 64;
+	struct stat st;
+	int r = io_openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0, &fd);
+
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (!r && (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE))
+		r = -EINVAL;
+	if (r)
+		return r;
+	size += (size_t)st.st_size;
+	buf = malloc(size);
+	r = buf ? io_pread(fd, buf, size - 1, 0, &got) : -ENOMEM;
+	if (r)
+		return r;
+	buf[got] = '\0';
+	*out = ff_take_ptr(&buf);
+	return 0;
+}
+
+static int write_text(struct ff_store *s, const char *name, const char *text, size_t len)
+{
+	ff_autoclose int fd = -1;
+	char tmp[32];
+	int r;
+
+	snprintf(tmp, sizeof tmp, "%s.tmp", name);
+	r = io_openat(s->fleece_fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600, &fd);
+	if (!r)
+		r = io_pwrite(fd, text, len, 0);
+	if (!r)
+		r = io_fsync(fd);
+	if (!r)
+		r = io_renameat(s->fleece_fd, tmp, s->fleece_fd, name, 0);
+	if (!r)
+		r = io_fsync(s->fleece_fd);
+	if (r)
+		ff_error("%s/%s: cannot write: %s", s->fleece_path, name, strerror(-r));
+	return r;
+}
+
+static int boot_id(char *out, size_t size)
+{
+	ff_autoclose int fd = -1;
+	size_t got;
+	int r = io_openat(AT_FDCWD, "/proc/sys/kernel/random/boot_id", O_RDONLY, 0, &fd);
+
+	if (!r)
+		r = io_pread(fd, out, size - 1, 0, &got);
+	if (!r)
+		out[got] = '\0';
+	return r;
+}
+
+static int parse_record(const char *text, struct ending_record **out)
+{
+	size_t count = 0, room = 0;
+	const char *last = strstr(text, "xxh3 "), *p;
+	struct ending_record *rec;
+	char hash[32];
+
+	if (!last || (last != text && last[-1] != '\n'))
+		return -EINVAL;
+	snprintf(hash, sizeof hash, "xxh3 %016llx\n",
+	         (unsigned long long)XXH3_64bits(text, (size_t)(last - text)));
+	if (strcmp(hash, last) != 0)
+		return -EINVAL;
+	for (p = text; p < last; p++)
+		room += *p == '\n';
+	rec = calloc(1, sizeof *rec + room * sizeof rec->lines[0]);
+	if (!rec)
+		return -ENOMEM;
+	for (p = text; p < last && count < room; p = strchr(p, '\n') + 1) {
+		struct ending_line *l = &rec->lines[count];
+
+		if (sscanf(p,
+		           "%" SCNu64 " %" SCNd64 " %" SCNu32 " %" SCNd64 " %" SCNd64 " %" SCNd64
+		           " %" SCNd64 " %" SCNd64,
+		           &l->ino, &l->btime_sec, &l->btime_nsec, &l->size, &l->mtime_sec,
+		           &l->mtime_nsec, &l->ctime_sec, &l->ctime_nsec) != 8) {
+			free(rec);
+			return -EINVAL;
+		}
+		count++;
+	}
+	rec->count = count;
+	*out = rec;
+	return 0;
+}
+
+static int by_ino(const void *a, const void *b)
+{
+	uint64_t x = ((const struct ending_line *)a)->ino, y = ((const struct ending_line *)b)->ino;
+
+	return x < y ? -1 : x > y;
+}
+
+int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record)
+{
+	ff_autofree char *clean = NULL, *session = NULL;
+	char now[64];
+	int r = read_text(s->fleece_fd, ".clean", &clean);
+
+	*record = NULL;
+	if (!r) {
+		r = parse_record(clean, record);
+		if (!r) {
+			qsort((*record)->lines, (*record)->count, sizeof(*record)->lines[0],
+			      by_ino);
+			*how = ENDED_CLEAN;
+			return 0;
+		}
+		if (r == -ENOMEM)
+			return r;
+		ff_error("%s/.clean is damaged: taken for an end without warning", s->fleece_path);
+	}
+	r = boot_id(now, sizeof now);
+	if (r) {
+		ff_error("cannot read the boot id: %s", strerror(-r));
+		return r;
+	}
+	r = read_text(s->fleece_fd, ".session", &session);
+	if (r && r != -ENOENT)
+		ff_error("%s/.session cannot be read: %s", s->fleece_path, strerror(-r));
+	*how = r == -ENOENT                     ? ENDED_NEVER
+	       : r || strcmp(session, now) != 0 ? ENDED_TORN
+	                                        : ENDED_KILLED;
+	return 0;
+}
+
+bool session_unchanged(const struct ending_record *record, const struct identity *id,
+                       const struct stat *st)
+{
+	struct ending_line key = {.ino = id->ino}, *l;
+
+	l = bsearch(&key, record->lines, record->count, sizeof key, by_ino);
+	return l && l->btime_sec == id->btime_sec && l->btime_nsec == id->btime_nsec &&
+	       l->size == st->st_size && l->mtime_sec == st->st_mtim.tv_sec &&
+	       l->mtime_nsec == st->st_mtim.tv_nsec && l->ctime_sec == st->st_ctim.tv_sec &&
+	       l->ctime_nsec == st->st_ctim.tv_nsec;
+}
+
+void session_record_free(struct ending_record *record)
+{
+	free(record);
+}
+
+int session_begin(struct ff_store *s)
+{
+	char now[64];
+	int r = boot_id(now, sizeof now);
+
+	if (!r)
+		r = write_text(s, ".session", now, strlen(now));
+	if (r)
+		return r;
+	r = io_unlinkat(s->fleece_fd, ".clean", 0);
+	return r && r != -ENOENT ? r : io_fsync(s->fleece_fd);
+}
+
+static int add_line(struct ff_disk *d, void *ctx)
+{
+	FILE *f = ctx;
+	struct stat st;
+	int r = disk_stat(d, &st);
+
+	if (r) {
+		ff_error("inode %llu: cannot look at the source: %s", (unsigned long long)d->id.ino,
+		         strerror(-r));
+		return 0; /* without a line it will be taken for changed */
+	}
+	fprintf(f, "%llu %lld %u %lld %lld %ld %lld %ld\n", (unsigned long long)d->id.ino,
+	        (long long)d->id.btime_sec, d->id.btime_nsec, (long long)st.st_size,
+	        (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (long long)st.st_ctim.tv_sec,
+	        st.st_ctim.tv_nsec);
+	return 0;
+}
+
+int session_end(struct ff_store *s)
+{
+	char *text = NULL, hash[32];
+	size_t len = 0;
+	FILE *f = open_memstream(&text, &len);
+	int r = 0;
+
+	if (!f)
+		return -ENOMEM;
+	/* The record must not be there before what it vouches for. */
+	if (syncfs(s->fleece_fd) < 0 || syncfs(s->source_fd) < 0)
+		r = -errno;
+	disk_each(s, add_line, f);
+	fflush(f);
+	snprintf(hash, sizeof hash, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));
+	fputs(hash, f);
+	if (fclose(f) && !r)
+		r = -ENOMEM;
+	if (!r)
+		r = write_text(s, ".clean", text, len);
+	free(text);
+	return r;
+}
+
+int session_check_source(struct ff_store *s, bool has_snapshots)
+{
+	ff_autofree char *text = NULL;
+	struct identity id;
+	char mine[96];
+	int r = identity_of(s->source_fd, "", &id, NULL);
+
+	if (r)
+		return r;
+	snprintf(mine, sizeof mine, "%llu %lld %u\n", (unsigned long long)id.ino,
+	         (long long)id.btime_sec, id.btime_nsec);
+	r = read_text(s->fleece_fd, ".source", &text);
+	if (!r && strcmp(text, mine) == 0)
+		return 0;
+	if (has_snapshots) {
+		ff_error("%s holds snapshots of another SOURCE than %s: mount that one (is its "
+		         "filesystem mounted?), or give another --fleece-dir",
+		         s->fleece_path, s->source_path);
+		return -EINVAL;
+	}
+	return write_text(s, ".source", mine, strlen(mine));
+}

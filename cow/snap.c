@@ -1,0 +1,162 @@
+/*
+ * The set of snapshots and their names. The list is short (hundreds), in the order of making.
+ *
+ * A snapshot object outlives its drop for as long as somebody refers to it (the kernel may know its
+ * directories for a while): its tree stays readable memory, its views cannot be opened any more.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+bool snap_name_valid(const char *name)
+{
+	size_t len = strlen(name);
+
+	return len >= 1 && len <= FF_SNAP_NAME_MAX && name[0] != '.' && !strchr(name, '/');
+}
+
+struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq)
+{
+	struct ff_snap *snap = calloc(1, sizeof *snap);
+	char *copy = strdup(name);
+
+	if (!snap || !copy) {
+		free(snap);
+		free(copy);
+		return NULL;
+	}
+	snap->store = s;
+	snap->seq = seq;
+	atomic_init(&snap->refs, 1);
+	pthread_mutex_init(&snap->lock, NULL);
+	pthread_cond_init(&snap->idle, NULL);
+	snap_set_name(snap, copy);
+	return snap;
+}
+
+void snap_set_name(struct ff_snap *snap, char *name)
+{
+	FF_GUARD(&snap->store->snaps_lock);
+	free(snap->name);
+	snap->name = name;
+	atomic_store(&snap->name_hash, XXH3_64bits(name, strlen(name)));
+	clock_gettime(CLOCK_REALTIME, &snap->store->changed);
+}
+
+void snap_free_memory(struct ff_snap *snap)
+{
+	tree_free(snap->tree);
+	free(snap->links);
+	free(snap->name);
+	pthread_mutex_destroy(&snap->lock);
+	pthread_cond_destroy(&snap->idle);
+	free(snap);
+}
+
+void snap_publish(struct ff_snap *snap)
+{
+	struct ff_snap **at = &snap->store->snaps;
+
+	FF_GUARD(&snap->store->snaps_lock);
+	while (*at && (*at)->seq < snap->seq)
+		at = &(*at)->next;
+	snap->next = *at;
+	*at = snap;
+	clock_gettime(CLOCK_REALTIME, &snap->store->changed);
+}
+
+int ff_snap_get(struct ff_store *store, const char *name, struct ff_snap **out)
+{
+	FF_GUARD(&store->snaps_lock);
+	for (struct ff_snap *snap = store->snaps; snap; snap = snap->next)
+		if (strcmp(snap->name, name) == 0) {
+			*out = ff_snap_ref(snap);
+			return 0;
+		}
+	return -ENOENT;
+}
+
+struct ff_snap *ff_snap_ref(struct ff_snap *snap)
+{
+	atomic_fetch_add(&snap->refs, 1);
+	return snap;
+}
+
+void ff_snap_put(struct ff_snap *snap)
+{
+	if (atomic_fetch_sub(&snap->refs, 1) == 1)
+		snap_free_memory(snap);
+}
+
+int ff_snap_each(struct ff_store *store, int (*fn)(void *ctx, const char *name), void *ctx)
+{
+	int r = 0;
+
+	FF_GUARD(&store->snaps_lock);
+	for (struct ff_snap *snap = store->snaps; snap && !r; snap = snap->next)
+		r = fn(ctx, snap->name);
+	return r;
+}
+
+struct timespec ff_store_snaps_changed(struct ff_store *store)
+{
+	FF_GUARD(&store->snaps_lock);
+	return store->changed;
+}
+
+/* The images older than this snapshot's name its directory: put the new name in. */
+static void rename_backings(struct ff_snap *snap)
+{
+	for (size_t i = 0; i < snap->link_count; i++)
+		if (snap->links[i] && snap->links[i]->older)
+			link_set_backing(snap->links[i]->older, snap->links[i]);
+}
+
+int ff_store_rename_snap(struct ff_store *store, const char *from, const char *to)
+{
+	struct ff_snap *snap, *other;
+	char *list_name, *dir_name;
+	int r;
+
+	if (!snap_name_valid(to))
+		return -EINVAL;
+	FF_GUARD(&store->admin);
+	r = ff_snap_get(store, from, &snap);
+	if (r)
+		return r;
+	if (strcmp(from, to) == 0) {
+		ff_snap_put(snap);
+		return 0;
+	}
+	if (ff_snap_get(store, to, &other) == 0) {
+		ff_snap_put(other);
+		ff_snap_put(snap);
+		return -EEXIST;
+	}
+	list_name = strdup(to);
+	dir_name = strdup(to);
+	r = list_name && dir_name
+	        ? io_renameat(store->fleece_fd, from, store->fleece_fd, to, RENAME_NOREPLACE)
+	        : -ENOMEM;
+	if (r) {
+		ff_error("%s: cannot rename the snapshot %s to %s: %s", store->fleece_path, from,
+		         to, strerror(-r));
+		free(list_name);
+		free(dir_name);
+	} else {
+		free(snap->dir->name);
+		snap->dir->name = dir_name;
+		rename_backings(snap);
+		snap_set_name(snap, list_name);
+	}
+	ff_snap_put(snap);
+	return r;
+}

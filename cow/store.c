@@ -1,0 +1,267 @@
+/*
+ * Opening and closing of the store: descriptors, locks, the lock file.
+ *
+ * SOURCE and FLEECE_DIR are held by descriptors from the beginning, so that a mount which covers
+ * either of them changes nothing for us.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+#include <libqcow.h>
+#include <xxhash.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+const char *ff_store_libraries(void)
+{
+	static char text[96];
+	unsigned v = XXH_versionNumber();
+
+	/* The same bytes each time, so writing them twice at once does no harm. */
+	snprintf(text, sizeof text, "libqcow %s\nxxHash %u.%u.%u", libqcow_get_version(), v / 10000,
+	         v / 100 % 100, v % 100);
+	return text;
+}
+
+bool ff_store_hides(const struct ff_store *store, dev_t dev, ino_t ino)
+{
+	return dev == store->fleece_dev && ino == store->fleece_ino;
+}
+
+void ff_store_change_begin(struct ff_store *store)
+{
+	pthread_rwlock_rdlock(&store->names);
+}
+
+void ff_store_change_end(struct ff_store *store)
+{
+	pthread_rwlock_unlock(&store->names);
+}
+
+static char *path_of_fd(int fd)
+{
+	char proc[40], path[PATH_MAX];
+	ssize_t n;
+
+	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+	n = readlink(proc, path, sizeof path - 1);
+	return n < 0 ? NULL : strndup(path, (size_t)n);
+}
+
+/* Only we (and root) may write FLEECE_DIR: what is in it is believed. */
+static int check_fleece_dir(struct ff_store *s)
+{
+	struct stat st;
+	int r = io_fstat(s->fleece_fd, &st);
+
+	if (r)
+		return r;
+	if ((st.st_mode & 022) || (st.st_uid != geteuid() && st.st_uid != 0)) {
+		ff_error("%s may be written by others: chmod go-w it, and chown it to the user who "
+		         "mounts",
+		         s->fleece_path);
+		return -EPERM;
+	}
+	s->fleece_dev = st.st_dev;
+	s->fleece_ino = st.st_ino;
+	r = io_fstat(s->source_fd, &st);
+	if (!r && st.st_dev == s->fleece_dev && st.st_ino == s->fleece_ino) {
+		ff_error("%s is SOURCE itself: give another --fleece-dir", s->fleece_path);
+		r = -EINVAL;
+	}
+	s->source_dev = st.st_dev;
+	return r;
+}
+
+static int open_fleece_dir(struct ff_store *s, const char *path)
+{
+	int at = path ? AT_FDCWD : s->source_fd, r;
+	struct identity id;
+
+	path = path ? path : FF_HIDDEN_NAME;
+	r = io_mkdirat(at, path, 0700);
+	if (!r || r == -EEXIST)
+		r = io_openat(at, path, O_RDONLY | O_DIRECTORY | (at == AT_FDCWD ? 0 : O_NOFOLLOW),
+		              0, &s->fleece_fd);
+	if (r) {
+		ff_error("%s: cannot be the fleece directory: %s", path, strerror(-r));
+		return r;
+	}
+	s->fleece_path = path_of_fd(s->fleece_fd);
+	if (!s->fleece_path)
+		return -ENOMEM;
+	r = check_fleece_dir(s);
+	if (!r)
+		r = identity_of(s->fleece_fd, "", &id, NULL);
+	if (r)
+		return r;
+	/* Another FLEECE_DIR for the same SOURCE has a place of its own for disks kept aside. */
+	id.dev = 0;
+	snprintf(s->aside_path, sizeof s->aside_path, "%s/.aside-%016llx", FF_HIDDEN_NAME,
+	         (unsigned long long)XXH3_64bits(&id, sizeof id));
+	return 0;
+}
+
+static int take_lock(struct ff_store *s)
+{
+	int r = io_openat(s->fleece_fd, ".lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600, &s->lock_fd);
+
+	if (!r && flock(s->lock_fd, LOCK_EX | LOCK_NB) < 0)
+		r = errno == EWOULDBLOCK ? -EBUSY : -errno;
+	if (r)
+		ff_error("%s/.lock: %s", s->fleece_path,
+		         r == -EBUSY
+		             ? "another fleecefs uses this fleece directory: unmount it first"
+		             : strerror(-r));
+	return r;
+}
+
+static int copy_config(struct ff_store *s, const struct ff_store_config *config)
+{
+	s->cfg = *config;
+	s->source_path = strdup(config->source_path);
+	s->exclude = calloc(config->exclude_count + 1, sizeof *s->exclude);
+	if (!s->source_path || !s->exclude)
+		return -ENOMEM;
+	for (size_t i = 0; i < config->exclude_count; i++)
+		if (!(s->exclude[i] = strdup(config->exclude[i])))
+			return -ENOMEM;
+	s->cfg.source_path = s->source_path;
+	s->cfg.fleece_path = NULL;
+	s->cfg.exclude = NULL; /* see s->exclude */
+	s->source_fd = fcntl(config->source_fd, F_DUPFD_CLOEXEC, 3);
+	return s->source_fd < 0 ? -errno : 0;
+}
+
+static void init_locks(struct ff_store *s)
+{
+	pthread_rwlockattr_t attr;
+
+	/* A freeze that waits for names must not starve behind a stream of changes. */
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&s->names, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	pthread_mutex_init(&s->admin, NULL);
+	pthread_mutex_init(&s->paths, NULL);
+	pthread_mutex_init(&s->chain, NULL);
+	pthread_mutex_init(&s->snaps_lock, NULL);
+	pthread_mutex_init(&s->disks_lock, NULL);
+	pthread_mutex_init(&s->space_lock, NULL);
+	atomic_init(&s->epoch, 1);
+	s->next_seq = 1;
+	clock_gettime(CLOCK_REALTIME, &s->changed);
+}
+
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+static void free_snapshots(struct ff_store *s)
+{
+	while (s->snaps) {
+		struct ff_snap *snap = s->snaps;
+
+		s->snaps = snap->next;
+		if (snap->dir) {
+			close(snap->dir->fd);
+			free(snap->dir->name);
+			free(snap->dir);
+		}
+		ff_snap_put(snap);
+	}
+	while (s->hidden) {
+		struct fleece_dir *dir = s->hidden;
+
+		s->hidden = dir->next_hidden;
+		close(dir->fd);
+		free(dir->name);
+		free(dir);
+	}
+}
+
+static int free_chain(struct ff_disk *d, void *ctx)
+{
+	struct link *l = atomic_exchange(&d->top, NULL);
+
+	while (l) {
+		struct link *older = l->older;
+
+		link_free(l);
+		l = older;
+	}
+	return 0;
+}
+
+static void store_free(struct ff_store *s)
+{
+	disk_each(s, free_chain, NULL);
+	free_snapshots(s);
+	barrier_free(s->writes);
+	barrier_free(s->reads);
+	close_fd(s->aside_fd);
+	close_fd(s->lock_fd);
+	close_fd(s->fleece_fd);
+	close_fd(s->source_fd);
+	for (size_t i = 0; s->exclude && i < s->cfg.exclude_count; i++)
+		free(s->exclude[i]);
+	free(s->exclude);
+	free(s->source_path);
+	free(s->fleece_path);
+	pthread_rwlock_destroy(&s->names);
+	pthread_mutex_destroy(&s->admin);
+	pthread_mutex_destroy(&s->paths);
+	pthread_mutex_destroy(&s->chain);
+	pthread_mutex_destroy(&s->snaps_lock);
+	pthread_mutex_destroy(&s->disks_lock);
+	pthread_mutex_destroy(&s->space_lock);
+	free(s);
+}
+
+int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
+{
+	struct ff_store *s = calloc(1, sizeof *s);
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = -1;
+	init_locks(s);
+	r = copy_config(s, config);
+	if (!r)
+		r = barrier_new(&s->writes);
+	if (!r)
+		r = barrier_new(&s->reads);
+	if (!r)
+		r = open_fleece_dir(s, config->fleece_path);
+	if (!r)
+		r = take_lock(s);
+	if (!r)
+		r = recover(s);
+	if (r)
+		store_free(s);
+	else
+		*out = s;
+	return r;
+}
+
+int ff_store_close(struct ff_store *store)
+{
+	int r = session_end(store);
+
+	if (r)
+		ff_error("%s: the clean end could not be recorded: %s", store->fleece_path,
+		         strerror(-r));
+	store_free(store);
+	return r;
+}

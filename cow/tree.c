@@ -1,0 +1,411 @@
+/*
+ * The walk of SOURCE, and the growing of a tree.
+ *
+ * The walk opens each directory relative to its parent and follows no symlink. It is made twice
+ * for a freeze: once beforehand, when names may change under it (an entry that vanishes is then
+ * left out), and once while names are held still. Directories are read one after the other, their
+ * entries sorted by the bytes of their names, so the same tree gives the same result.
+ */
+#include "cow/tree.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+#include "cow/io.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+/* Names of inodes that have several, to find them again. Open addressing, 0 is empty. */
+struct hard_links {
+	uint32_t *slots; /* index of the inode + 1 */
+	size_t size, used;
+};
+
+struct walk {
+	const struct tree_walk *how;
+	struct tree *tree;
+	struct hard_links links;
+	char path[PATH_MAX];
+};
+
+void tree_free(struct tree *t)
+{
+	if (!t)
+		return;
+	for (uint32_t i = 0; i < t->count; i++) {
+		struct ff_frozen *f = &t->inodes[i];
+
+		for (uint32_t k = 0; k < f->entry_count; k++)
+			free(f->entries[k].name);
+		free(f->entries);
+		free(f->xattrs);
+		free(f->target);
+		free(f->image);
+		free(f->path);
+	}
+	free(t->inodes);
+	free(t->disks);
+	free(t);
+}
+
+int tree_add(struct tree *t, const struct ff_frozen *inode, uint32_t *index)
+{
+	if (t->count == t->room) {
+		uint32_t room = t->room ? t->room * 2 : 16;
+		void *p = t->room > UINT32_MAX / 4
+		              ? NULL
+		              : realloc(t->inodes, room * sizeof(struct ff_frozen));
+
+		if (!p)
+			return -ENOMEM;
+		t->inodes = p;
+		t->room = room;
+	}
+	t->inodes[t->count] = *inode;
+	*index = t->count++;
+	return 0;
+}
+
+int tree_add_disk(struct tree *t, uint32_t inode)
+{
+	if (t->disk_count == t->disk_room) {
+		uint32_t room = t->disk_room ? t->disk_room * 2 : 16;
+		void *p = realloc(t->disks, room * sizeof(uint32_t));
+
+		if (!p)
+			return -ENOMEM;
+		t->disks = p;
+		t->disk_room = room;
+	}
+	t->inodes[inode].disk = t->disk_count;
+	t->disks[t->disk_count++] = inode;
+	return 0;
+}
+
+static size_t link_slot(const struct walk *w, ino_t ino)
+{
+	size_t i = (size_t)(ino * UINT64_C(0x9e3779b97f4a7c15)) & (w->links.size - 1);
+
+	while (w->links.slots[i] && w->tree->inodes[w->links.slots[i] - 1].st.st_ino != ino)
+		i = (i + 1) & (w->links.size - 1);
+	return i;
+}
+
+static int link_grow(struct walk *w)
+{
+	struct hard_links old = w->links;
+
+	w->links.size = old.size ? old.size * 2 : 64;
+	w->links.slots = calloc(w->links.size, sizeof(uint32_t));
+	if (!w->links.slots) {
+		w->links = old;
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < old.size; i++)
+		if (old.slots[i])
+			w->links.slots[link_slot(w, w->tree->inodes[old.slots[i] - 1].st.st_ino)] =
+			    old.slots[i];
+	free(old.slots);
+	return 0;
+}
+
+static bool excluded(const struct walk *w, const char *name)
+{
+	for (size_t i = 0; i < w->how->exclude_count; i++)
+		if (fnmatch(w->how->exclude[i], w->path, 0) == 0 ||
+		    fnmatch(w->how->exclude[i], name, 0) == 0)
+			return true;
+	return false;
+}
+
+/* The xattrs of DIRFD/NAME as one blob. Filesystems without xattrs have none. */
+static int read_xattrs(int dirfd, const char *name, struct ff_frozen *f)
+{
+	char proc[40 + NAME_MAX];
+	ff_autofree char *list = NULL;
+	ssize_t n;
+
+	if (name)
+		snprintf(proc, sizeof proc, "/proc/self/fd/%d/%s", dirfd, name);
+	else
+		snprintf(proc, sizeof proc, "/proc/self/fd/%d/.", dirfd);
+	n = llistxattr(proc, NULL, 0);
+	if (n <= 0)
+		return n == 0 || errno == ENOTSUP || errno == EACCES || errno == EPERM ? 0 : -errno;
+	list = malloc((size_t)n);
+	if (!list)
+		return -ENOMEM;
+	n = llistxattr(proc, list, (size_t)n);
+	if (n < 0)
+		return -errno;
+	for (const char *key = list; key < list + n; key += strlen(key) + 1) {
+		ssize_t len = lgetxattr(proc, key, NULL, 0);
+		size_t key_len = strlen(key) + 1, at = f->xattr_len;
+		char *p;
+
+		if (len < 0)
+			continue; /* gone, or not ours to read */
+		p = realloc(f->xattrs, at + key_len + 4 + (size_t)len);
+		if (!p)
+			return -ENOMEM;
+		f->xattrs = p;
+		len = lgetxattr(proc, key, p + at + key_len + 4, (size_t)len);
+		if (len < 0)
+			continue;
+		memcpy(p + at, key, key_len);
+		ff_put_be32(p + at + key_len, (uint32_t)len);
+		f->xattr_len = (uint32_t)(at + key_len + 4 + (size_t)len);
+	}
+	return 0;
+}
+
+static int read_target(int dirfd, const char *name, struct ff_frozen *f)
+{
+	char buf[PATH_MAX + 1];
+	ssize_t n = readlinkat(dirfd, name, buf, sizeof buf - 1);
+
+	if (n < 0)
+		return -errno;
+	buf[n] = '\0';
+	f->target = strdup(buf);
+	return f->target ? 0 : -ENOMEM;
+}
+
+static void take_statx(const struct statx *sx, struct ff_frozen *f)
+{
+	memset(f, 0, sizeof *f);
+	f->st.st_ino = sx->stx_ino;
+	f->st.st_mode = sx->stx_mode;
+	f->st.st_nlink = sx->stx_nlink;
+	f->st.st_uid = sx->stx_uid;
+	f->st.st_gid = sx->stx_gid;
+	f->st.st_rdev = makedev(sx->stx_rdev_major, sx->stx_rdev_minor);
+	f->st.st_size = (off_t)sx->stx_size;
+	f->st.st_blksize = sx->stx_blksize;
+	f->st.st_blocks = (blkcnt_t)sx->stx_blocks;
+	f->st.st_atim = (struct timespec){sx->stx_atime.tv_sec, sx->stx_atime.tv_nsec};
+	f->st.st_mtim = (struct timespec){sx->stx_mtime.tv_sec, sx->stx_mtime.tv_nsec};
+	f->st.st_ctim = (struct timespec){sx->stx_ctime.tv_sec, sx->stx_ctime.tv_nsec};
+	if (sx->stx_mask & STATX_BTIME) {
+		f->btime_sec = sx->stx_btime.tv_sec;
+		f->btime_nsec = sx->stx_btime.tv_nsec;
+	}
+	f->disk = TREE_NO_DISK;
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct tree_entry *)a)->name, ((const struct tree_entry *)b)->name);
+}
+
+/* The names in the directory, sorted, without "." and ".."; to the inode's entries. */
+static int read_names(struct walk *w, int fd, uint32_t index)
+{
+	struct tree_entry *entries = NULL;
+	uint32_t count = 0, room = 0;
+	DIR *dir;
+	int r = 0, copy;
+
+	r = io_openat(fd, ".", O_RDONLY | O_DIRECTORY, 0, &copy);
+	if (r)
+		return r;
+	dir = fdopendir(copy);
+	if (!dir) {
+		r = -errno;
+		close(copy);
+		return r;
+	}
+	for (;;) {
+		struct dirent *e;
+
+		errno = 0;
+		e = readdir(dir);
+		if (!e) {
+			r = -errno;
+			break;
+		}
+		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+			continue;
+		if (index == 0 && w->how->hide_name && strcmp(e->d_name, w->how->hide_name) == 0)
+			continue;
+		if (count == room) {
+			void *p = realloc(entries, (room = room ? room * 2 : 16) * sizeof *entries);
+
+			if (!p) {
+				r = -ENOMEM;
+				break;
+			}
+			entries = p;
+		}
+		entries[count].name = strdup(e->d_name);
+		entries[count].inode = UINT32_MAX;
+		if (!entries[count].name) {
+			r = -ENOMEM;
+			break;
+		}
+		count++;
+	}
+	closedir(dir);
+	if (count)
+		qsort(entries, count, sizeof *entries, by_name);
+	w->tree->inodes[index].entries = entries;
+	w->tree->inodes[index].entry_count = count;
+	return r;
+}
+
+static int walk_dir(struct walk *w, int fd, uint32_t index, size_t path_len);
+
+/* Adds the inode, unless another name of it was met before. */
+static int add_inode(struct walk *w, const struct ff_frozen *f, uint32_t *out, bool *known)
+{
+	bool several = !S_ISDIR(f->st.st_mode) && f->st.st_nlink > 1;
+	size_t slot = 0;
+	int r;
+
+	*known = false;
+	if (several) {
+		if (w->links.used * 2 >= w->links.size && (r = link_grow(w)))
+			return r;
+		slot = link_slot(w, f->st.st_ino);
+		if (w->links.slots[slot]) {
+			*out = w->links.slots[slot] - 1;
+			*known = true;
+			return 0;
+		}
+	}
+	r = tree_add(w->tree, f, out);
+	if (!r && several) {
+		w->links.slots[slot] = *out + 1;
+		w->links.used++;
+	}
+	return r;
+}
+
+/* One entry, w->path being its path. *SKIP: it is not to be in the tree. */
+static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *name, size_t path_len,
+                      uint32_t *out, bool *skip)
+{
+	struct statx sx;
+	struct ff_frozen f;
+	bool known;
+	int r;
+
+	*skip = true;
+	if (excluded(w, name))
+		return 0;
+	if (statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+	          STATX_BASIC_STATS | STATX_BTIME, &sx) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (makedev(sx.stx_dev_major, sx.stx_dev_minor) != w->how->dev) {
+		ff_warning("%s is on another filesystem: live, but not in snapshots", w->path);
+		return 0;
+	}
+	if (sx.stx_ino == w->how->hide_ino && w->how->dev == w->how->hide_dev)
+		return 0;
+	take_statx(&sx, &f);
+	f.parent = parent;
+	r = add_inode(w, &f, out, &known);
+	if (r)
+		return r;
+	*skip = false;
+	if (known)
+		return 0;
+	if (S_ISLNK(f.st.st_mode))
+		r = read_target(dirfd, name, &w->tree->inodes[*out]);
+	if (!r && w->how->xattrs)
+		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
+	if (!r && S_ISREG(f.st.st_mode)) {
+		w->tree->inodes[*out].path = strdup(w->path);
+		r = w->tree->inodes[*out].path ? tree_add_disk(w->tree, *out) : -ENOMEM;
+	}
+	if (!r && S_ISDIR(f.st.st_mode)) {
+		ff_autoclose int fd = -1;
+
+		r = io_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+		if (!r)
+			r = walk_dir(w, fd, *out, path_len);
+	}
+	return r;
+}
+
+static int walk_dir(struct walk *w, int fd, uint32_t index, size_t path_len)
+{
+	uint32_t kept = 0, total;
+	int r = read_names(w, fd, index);
+
+	total = w->tree->inodes[index].entry_count;
+	for (uint32_t i = 0; i < total; i++) {
+		/* The array of inodes may move; that of this directory's entries does not. */
+		struct tree_entry *entries = w->tree->inodes[index].entries;
+		size_t len = path_len;
+		bool skip = true;
+
+		if (!r) {
+			size_t n = strlen(entries[i].name);
+
+			if (len + n + 2 > sizeof w->path) {
+				r = -ENAMETOOLONG;
+			} else {
+				if (len)
+					w->path[len++] = '/';
+				memcpy(w->path + len, entries[i].name, n + 1);
+				r = walk_entry(w, fd, index, entries[i].name, len + n,
+				               &entries[i].inode, &skip);
+				if (r == -ENOENT) {
+					skip = true;
+					r = 0;
+				} else if (r) {
+					ff_error("cannot read %s: %s", w->path, strerror(-r));
+				}
+				w->path[path_len] = '\0';
+			}
+		}
+		if (skip)
+			free(entries[i].name);
+		else
+			entries[kept++] = entries[i];
+	}
+	w->tree->inodes[index].entry_count = kept;
+	return r;
+}
+
+int tree_walk(const struct tree_walk *how, struct tree **out)
+{
+	ff_autofree struct walk *w = calloc(1, sizeof *w);
+	struct ff_frozen root;
+	struct statx sx;
+	uint32_t index;
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	w->how = how;
+	w->tree = calloc(1, sizeof *w->tree);
+	if (!w->tree)
+		return -ENOMEM;
+	if (statx(how->source_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &sx) < 0) {
+		r = -errno;
+	} else {
+		take_statx(&sx, &root);
+		r = tree_add(w->tree, &root, &index);
+	}
+	if (!r && how->xattrs)
+		r = read_xattrs(how->source_fd, NULL, &w->tree->inodes[0]);
+	if (!r)
+		r = walk_dir(w, how->source_fd, 0, 0);
+	free(w->links.slots);
+	if (r) {
+		tree_free(w->tree);
+		return r;
+	}
+	*out = w->tree;
+	return 0;
+}
