@@ -169,6 +169,8 @@ bool op_frozen_close(struct model *m);
 bool op_frozen_change(struct model *m);
 bool op_remount(struct model *m);
 bool op_kill(struct model *m);
+/* A name that no snapshot has. */
+const char *free_snap_name(struct model *m);
 void frozen_close_all(struct model *m, const struct snap *of);
 
 /* A range to work on: its ends are often near borders of clusters. */

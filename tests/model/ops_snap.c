@@ -1,20 +1,14 @@
 /*
- * Operations on snapshots, and on the mount as a whole.
- *
- * A kill happens while writes go on: those that returned must be there afterwards, the one that was
- * cut short may be there in part, and no frozen view may show any of it.
+ * Operations on snapshots, and unmounting.
  */
 #include "model.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/xattr.h>
-#include <time.h>
 #include <unistd.h>
 
 static const char *const snap_names[] = {
@@ -23,7 +17,7 @@ static const char *const snap_names[] = {
 };
 #define NNAMES (sizeof snap_names / sizeof snap_names[0])
 
-static const char *free_snap_name(struct model *m)
+const char *free_snap_name(struct model *m)
 {
 	unsigned start = (unsigned)rng_below(&m->rng, 3), i, j;
 
@@ -267,102 +261,5 @@ bool op_remount(struct model *m)
 	check_snap_list(m);
 	for (unsigned i = 0; i < m->nsnaps; i++)
 		check_tree_frozen(m, m->snaps[i]);
-	return true;
-}
-
-struct killer {
-	pid_t pid;
-	struct timespec delay;
-};
-
-static void *killer_main(void *arg)
-{
-	struct killer *k = arg;
-
-	nanosleep(&k->delay, NULL);
-	kill(k->pid, SIGKILL);
-	return NULL;
-}
-
-/* Takes over what the interrupted write of LEN bytes at OFF left, each byte old or new. */
-static void adopt(struct model *m, const char *path, struct inode *ino, uint64_t off, uint64_t len)
-{
-	struct stat st;
-	uint64_t i, n, size = ino->data.size;
-	uint8_t *old = malloc(len);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || !old || fstat(fd, &st) < 0)
-		fail(m, "open %s after a kill: %s", path, strerror(errno));
-	n = (uint64_t)st.st_size;
-	if (n != size && (n < size || n > off + len))
-		fail(m, "%s: size %llu after a kill, was %llu", path, (unsigned long long)n,
-		     (unsigned long long)size);
-	content_read(&ino->data, off, old, len);
-	len = n <= off ? 0 : n - off < len ? n - off : len;
-	if (pread(fd, m->buf2, len, (off_t)off) != (ssize_t)len)
-		fail(m, "read %s after a kill: %s", path, strerror(errno));
-	for (i = 0; i < len; i++)
-		if (m->buf2[i] != old[i] && m->buf2[i] != m->buf[i])
-			fail(m, "%s: byte %llu is neither old nor new after a kill", path,
-			     (unsigned long long)(off + i));
-	content_resize(&ino->data, n);
-	content_write(&ino->data, off, m->buf2, len);
-	free(old);
-	close(fd);
-}
-
-/* Writes until the daemon is gone; *OFF, *LEN: what was not acknowledged. */
-static void write_until_killed(struct model *m, int fd, struct inode *ino, uint64_t *off,
-                               uint64_t *len)
-{
-	ssize_t n = 0;
-
-	do {
-		pick_range(m, ino, ino->big ? m->big_max : m->file_max, 1u << 17, off, len);
-		rng_fill(&m->rng, m->buf, *len);
-		n = pwrite(fd, m->buf, *len, (off_t)*off);
-		if (n > 0)
-			content_write(&ino->data, *off, m->buf, (size_t)n);
-	} while (n == (ssize_t)*len);
-	if (n > 0) {
-		*off += (uint64_t)n;
-		*len -= (uint64_t)n;
-		memmove(m->buf, m->buf + n, *len);
-	}
-}
-
-bool op_kill(struct model *m)
-{
-	struct killer k = {.pid = m->mnt.daemon};
-	struct inode *dir;
-	struct ent *e;
-	pthread_t t;
-	uint64_t off, len;
-	char path[PATH_LEN];
-	int fd;
-
-	if (!tree_pick(m, m->root, I_REG, &dir, &e))
-		return false;
-	note(m, "SIGKILL while writing to %s", e->name);
-	close_all(m);
-	frozen_close_all(m, NULL);
-	path_of(m->live, dir, e->name, path);
-	fd = open(path, O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		fail(m, "open %s: %s", path, strerror(errno));
-	k.delay.tv_nsec = (long)rng_below(&m->rng, 4000000);
-	if (pthread_create(&t, NULL, killer_main, &k))
-		abort();
-	write_until_killed(m, fd, e->ino, &off, &len);
-	pthread_join(t, NULL);
-	close(fd);
-	if (mnt_reap_killed(&m->mnt) || mnt_start(&m->mnt))
-		fail(m, "mounting again after a kill");
-	m->kills++;
-	adopt(m, path, e->ino, off, len);
-	check_all(m);
-	if (m->qemu_every)
-		check_images(m);
 	return true;
 }
