@@ -4,7 +4,6 @@
 write DIR LOG   writes and deletes files in DIR, one operation after the other, until SIGTERM. Each
                 operation is made durable (fsync of file and directory) before it is acknowledged.
                 LOG, kept elsewhere, gets a line "BEGIN n what" before and "ACK n" after each.
-mark LOG        prints the number of the last acknowledged and of the last begun operation.
 check DIR LOG --acked A --begun B
                 DIR must be what DIR was after some operation p, A <= p <= B: everything up to p is
                 there, byte for byte, and nothing after it, but for the one file which operation
@@ -83,11 +82,6 @@ def read_log(path):
     return operations, acked
 
 
-def mark(args):
-    operations, acked = read_log(args.log)
-    print(acked, len(operations))
-
-
 def read_files(directory):
     files = {}
     for entry in os.scandir(directory):
@@ -139,9 +133,6 @@ def main():
     sub.add_argument("--biggest", type=int, default=200_000)
     sub.add_argument("--pause", type=float, default=0.002)
     sub.set_defaults(run=write)
-    sub = commands.add_parser("mark")
-    sub.add_argument("log")
-    sub.set_defaults(run=mark)
     sub = commands.add_parser("check")
     sub.add_argument("dir")
     sub.add_argument("log")
