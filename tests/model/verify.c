@@ -253,7 +253,9 @@ static void check_held(struct model *m, struct open_file *f, bool frozen)
 		return;
 	pick_range(m, f->ino, f->ino->data.size + 100, 1u << 18, &off, &len);
 	check_range(m, f->fd, BY_READ, &f->ino->data, off, len, "a file held open");
-	if (fstat(f->fd, &st) < 0 || (uint64_t)st.st_size != f->ino->data.size)
+	if (fstat(f->fd, &st) < 0)
+		fail(m, "fd %d: fstat: %s", f->fd, strerror(errno));
+	if ((uint64_t)st.st_size != f->ino->data.size)
 		fail(m, "fd %d: size %lld, want %llu", f->fd, (long long)st.st_size,
 		     (unsigned long long)f->ino->data.size);
 	if (st.st_nlink != f->ino->nlink)
