@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -122,6 +123,36 @@ int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out)
 		return -errno;
 	*out = fd;
 	return 0;
+}
+
+int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode, int *out)
+{
+	struct open_how how = {
+	    .flags = (unsigned)flags | O_CLOEXEC,
+	    .mode = mode,
+	    .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+	};
+	long fd;
+
+	do /* EAGAIN: something was renamed meanwhile, the walk could not be proved safe */
+		fd = syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+	while (fd < 0 && (errno == EINTR || errno == EAGAIN));
+	if (fd < 0)
+		return -errno;
+	*out = (int)fd;
+	return 0;
+}
+
+int io_lock_shared(int fd, uint64_t off)
+{
+	struct flock lock = {
+	    .l_type = F_RDLCK,
+	    .l_whence = SEEK_SET,
+	    .l_start = (off_t)off,
+	    .l_len = 1,
+	};
+
+	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
 }
 
 int io_mkdirat(int dirfd, const char *path, mode_t mode)

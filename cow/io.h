@@ -31,6 +31,10 @@ int io_fsync(int fd);
 
 /* *OUT: a descriptor, O_CLOEXEC always added. */
 int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out);
+/* The same, but PATH must stay below DIRFD and no part of it may be a symlink (-ELOOP, -EXDEV). */
+int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode, int *out);
+/* Holds a shared OFD lock on the byte at OFF as long as FD's open file lives. */
+int io_lock_shared(int fd, uint64_t off);
 int io_mkdirat(int dirfd, const char *path, mode_t mode);
 int io_unlinkat(int dirfd, const char *path, int flags);
 int io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags);

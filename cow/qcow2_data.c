@@ -1,0 +1,418 @@
+/*
+ * Saving, reading and releasing clusters. The states and the order of writes are told at the top of
+ * qcow2_image.c; this file has no state of its own.
+ *
+ * A save allocates all its data clusters as one contiguous run, so that one write of checksums and
+ * one of refcounts serve it, and writes its L2 entries with one pwrite for each contiguous piece of
+ * what is wanted: the entries in a gap belong to other saves, which may be writing them. For the
+ * most frequent save, one cluster, that makes four small pwrites.
+ *
+ * A save that fails undoes what it did, from the last step on: L2 entries back to 0 (as those of
+ * unmarked clusters are), then refcounts, then the allocation. If a step of the undoing fails, the
+ * rest is left: entries that cannot be zeroed keep their data, which is right, if unmarked.
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cow/io.h"
+#include "cow/qcow2_private.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+#define INLINE_ENTRIES  64u  /* of a save, without malloc */
+#define ENTRIES_AT_ONCE 512u /* of a read or release */
+
+struct save {
+	struct ff_image *img;
+	uint64_t first, count;
+	const uint8_t *data;
+	uint8_t *entries; /* be64 by cluster: 0 not wanted */
+	uint8_t *sums;    /* be64 by data cluster */
+	uint64_t used;    /* data clusters */
+	uint64_t host;    /* first of them */
+};
+
+static int check_range(const struct ff_image *img, uint64_t first, uint64_t count)
+{
+	return first > img->l.clusters || count > img->l.clusters - first ? -EINVAL : 0;
+}
+
+/* The next piece of wanted clusters at or after *AT: [*AT, return value), empty at the end. */
+static uint64_t next_piece(const struct save *s, uint64_t *at)
+{
+	uint64_t end;
+
+	while (*at < s->count && !ff_be64(s->entries + *at * 8))
+		++*at;
+	for (end = *at; end < s->count && ff_be64(s->entries + end * 8); end++)
+		;
+	return end;
+}
+
+/* Decides what each cluster becomes; data clusters are numbered from host cluster 0 for now. */
+static void plan(struct save *s, const uint8_t *wanted)
+{
+	uint32_t cs = s->img->l.cluster_size;
+
+	for (uint64_t i = 0; i < s->count; i++) {
+		const uint8_t *p = s->data + i * cs;
+		uint64_t entry = 0;
+
+		if (wanted && !wanted[i])
+			entry = 0;
+		else if (qcow2_is_zero(p, cs))
+			entry = QCOW2_ZERO;
+		else {
+			ff_put_be64(s->sums + s->used * 8, qcow2_sum(p, cs, s->first + i));
+			entry = QCOW2_COPIED | s->used++ * cs;
+		}
+		ff_put_be64(s->entries + i * 8, entry);
+	}
+}
+
+/* Moves the data clusters to where they were allocated. */
+static void place(struct save *s)
+{
+	uint64_t base = s->host * s->img->l.cluster_size;
+
+	for (uint64_t i = 0; i < s->count; i++) {
+		uint64_t entry = ff_be64(s->entries + i * 8);
+
+		if (entry & QCOW2_COPIED)
+			ff_put_be64(s->entries + i * 8, entry + base);
+	}
+}
+
+static int write_data(struct save *s)
+{
+	struct ff_image *img = s->img;
+	uint64_t cs = img->l.cluster_size, host = s->host, i = 0, end;
+	int fd, sums_fd, r = image_fd(img, &fd);
+
+	if (!r)
+		r = image_sums_fd(img, true, &sums_fd);
+	while (!r && i < s->count) {
+		for (end = i; end < s->count && ff_be64(s->entries + end * 8) & QCOW2_COPIED; end++)
+			;
+		if (end > i)
+			r = io_pwrite(fd, s->data + i * cs, (end - i) * cs, host * cs);
+		host += end - i;
+		i = end + (end == i);
+	}
+	return r ? r : io_pwrite(sums_fd, s->sums, s->used * 8, qcow2_sum_offset(&img->l, s->host));
+}
+
+/* Writes the L2 entries of all wanted pieces, or zeros in their stead. */
+static int write_entries(struct save *s, bool clear)
+{
+	static const uint8_t zeros[4096];
+	struct ff_image *img = s->img;
+	uint64_t at = 0, end;
+	int fd, r = image_fd(img, &fd);
+
+	for (; !r && (end = next_piece(s, &at)) > at; at = end) {
+		uint64_t off = image_l2_offset(img, s->first + at);
+
+		if (!clear)
+			r = io_pwrite(fd, s->entries + at * 8, (end - at) * 8, off);
+		for (uint64_t i = at; clear && !r && i < end; i += sizeof zeros / 8)
+			r = io_pwrite(fd, zeros, FF_MIN((end - i) * 8, sizeof zeros),
+			              off + (i - at) * 8);
+	}
+	return r;
+}
+
+static int hook_tables(struct save *s)
+{
+	uint64_t at = 0, end;
+	int r = 0;
+
+	for (; !r && (end = next_piece(s, &at)) > at; at = end)
+		r = image_hook_tables(s->img, s->first + at, end - at);
+	return r;
+}
+
+/* Everything between the allocation and the marks; undone on error, but for the allocation, unless
+ * *KEEP says that it must stay. */
+static int write_all(struct save *s, bool durable, bool *keep)
+{
+	int r = s->used ? write_data(s) : 0;
+
+	if (!r)
+		r = hook_tables(s);
+	if (r)
+		return r;
+	if (s->used)
+		r = image_refs_set(s->img, s->host, s->used);
+	if (r)
+		return r;
+	r = write_entries(s, false);
+	atomic_fetch_add(&s->img->writes, 1);
+	if (!r && durable)
+		r = ff_image_flush(s->img);
+	if (r) {
+		*keep = write_entries(s, true) != 0;
+		if (!*keep && s->used)
+			image_refs_clear(s->img, s->host, s->used);
+	}
+	return r;
+}
+
+static void publish(struct save *s)
+{
+	uint64_t at = 0, end;
+
+	for (; (end = next_piece(s, &at)) > at; at = end)
+		clustermap_set(&s->img->marks, s->first + at, end - at);
+}
+
+static int run_save(struct save *s, bool durable)
+{
+	struct ff_image *img = s->img;
+	bool keep = false;
+	int r = clustermap_reserve(&img->marks, s->first, s->count);
+
+	if (!r && s->used)
+		r = image_alloc(img, s->used, &s->host);
+	if (r)
+		return r;
+	if (s->used)
+		place(s);
+	r = write_all(s, durable, &keep);
+	if (!r)
+		publish(s);
+	else if (s->used && !keep)
+		image_unalloc(img, s->host, s->used);
+	return r;
+}
+
+int ff_image_save(struct ff_image *img, uint64_t first, uint64_t count, const void *data,
+                  const uint8_t *wanted, bool durable)
+{
+	uint8_t inline_entries[INLINE_ENTRIES * 16];
+	ff_autofree uint8_t *heap = NULL;
+	struct save s = {.img = img, .first = first, .count = count, .data = data};
+	int r = check_range(img, first, count);
+
+	if (r)
+		return r;
+	if (count > INLINE_ENTRIES) {
+		heap = malloc(count * 16);
+		if (!heap)
+			return -ENOMEM;
+	}
+	s.entries = heap ? heap : inline_entries;
+	s.sums = s.entries + count * 8;
+	plan(&s, wanted);
+	return run_save(&s, durable);
+}
+
+int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bool durable)
+{
+	uint8_t entries[ENTRIES_AT_ONCE * 8];
+	uint64_t done = 0;
+	int r = check_range(img, first, count);
+
+	for (size_t i = 0; i < ENTRIES_AT_ONCE; i++)
+		ff_put_be64(entries + i * 8, QCOW2_ZERO);
+	if (!r)
+		r = clustermap_reserve(&img->marks, first, count);
+	while (!r && done < count) {
+		struct save s = {
+		    .img = img,
+		    .first = first + done,
+		    .count = FF_MIN(count - done, (uint64_t)ENTRIES_AT_ONCE),
+		    .entries = entries,
+		};
+		bool keep; /* nothing is allocated here */
+
+		/* zeros of earlier turns stay when a later one fails: they are right */
+		r = write_all(&s, false, &keep);
+		done += s.count;
+	}
+	if (!r && durable)
+		r = ff_image_flush(img);
+	if (!r)
+		clustermap_set(&img->marks, first, count);
+	return r;
+}
+
+/* --- reading ---------------------------------------------------------------------------------- */
+
+/* The L2 entries of COUNT clusters, at most ENTRIES_AT_ONCE, decoded: HOST[] (0: no data), KINDS[].
+ * Clusters that are not marked are FF_KIND_NONE. */
+static int read_entries(struct ff_image *img, uint64_t first, uint64_t count, uint64_t *host,
+                        uint8_t *kinds)
+{
+	uint8_t raw[ENTRIES_AT_ONCE * 8];
+	uint64_t i = 0;
+	int fd, r = image_fd(img, &fd);
+
+	while (!r && i < count) {
+		bool marked;
+		uint64_t n = clustermap_run(&img->marks, first + i, count - i, &marked);
+
+		if (marked)
+			r = io_pread_full(fd, raw, n * 8, image_l2_offset(img, first + i));
+		for (uint64_t j = 0; !r && j < n; j++) {
+			enum ff_image_kind kind = FF_KIND_NONE;
+
+			host[i + j] = 0;
+			if (marked)
+				r = qcow2_entry_decode(&img->l, ff_be64(raw + j * 8),
+				                       img->l.capacity, &host[i + j], &kind);
+			kinds[i + j] = (uint8_t)kind;
+			if (r)
+				ff_error("%s: the table entry of the cluster at %llu is damaged",
+				         img->path,
+				         (unsigned long long)(first + i + j) * img->l.cluster_size);
+		}
+		i += n;
+	}
+	return r == -EINVAL ? -EIO : r;
+}
+
+int ff_image_kinds(struct ff_image *img, uint64_t first, uint64_t count, uint8_t *kinds)
+{
+	uint64_t host[ENTRIES_AT_ONCE], done = 0;
+	int r = check_range(img, first, count);
+
+	while (!r && done < count) {
+		uint64_t n = FF_MIN(count - done, (uint64_t)ENTRIES_AT_ONCE);
+
+		r = read_entries(img, first + done, n, host, kinds + done);
+		done += n;
+	}
+	return r;
+}
+
+/* Reads N data clusters that are neighbours in the image, and checks them. */
+static int read_data(struct ff_image *img, uint64_t first, uint64_t n, uint64_t host, uint8_t *buf)
+{
+	uint8_t sums[ENTRIES_AT_ONCE * 8];
+	uint32_t cs = img->l.cluster_size;
+	size_t got = 0;
+	int fd, sums_fd, r = image_fd(img, &fd);
+
+	if (!r)
+		r = image_sums_fd(img, false, &sums_fd);
+	if (!r)
+		r = io_pread_full(fd, buf, n * cs, host * cs);
+	if (!r)
+		r = io_pread(sums_fd, sums, n * 8, qcow2_sum_offset(&img->l, host), &got);
+	for (uint64_t i = 0; !r && i < n; i++) {
+		if ((i + 1) * 8 <= got &&
+		    ff_be64(sums + i * 8) == qcow2_sum(buf + i * cs, cs, first + i))
+			continue;
+		ff_error("%s: the saved cluster of the disk's offset %llu (offset %llu of the "
+		         "image) does not match its checksum",
+		         img->path, (unsigned long long)(first + i) * cs,
+		         (unsigned long long)(host + i) * cs);
+		r = -EIO;
+	}
+	return r;
+}
+
+/* Reads the run of clusters from I on that are stored alike; *N: their number. */
+static int read_run(struct ff_image *img, uint64_t first, uint64_t count, const uint64_t *host,
+                    const uint8_t *kinds, uint8_t *buf, uint64_t *n)
+{
+	uint64_t end = 1;
+
+	while (end < count && kinds[end] == kinds[0] &&
+	       (kinds[0] != FF_KIND_DATA || host[end] == host[0] + end))
+		end++;
+	*n = end;
+	if (kinds[0] == FF_KIND_NONE)
+		return -ENODATA;
+	if (kinds[0] == FF_KIND_DATA)
+		return read_data(img, first, end, host[0], buf);
+	memset(buf, 0, end * img->l.cluster_size);
+	return 0;
+}
+
+int ff_image_read(struct ff_image *img, uint64_t first, uint64_t count, void *buf)
+{
+	uint64_t host[ENTRIES_AT_ONCE];
+	uint8_t kinds[ENTRIES_AT_ONCE];
+	uint8_t *p = buf;
+	int r = check_range(img, first, count);
+
+	while (!r && count) {
+		uint64_t n = FF_MIN(count, (uint64_t)ENTRIES_AT_ONCE), done = 0, run;
+
+		r = read_entries(img, first, n, host, kinds);
+		for (; !r && done < n; done += run)
+			r = read_run(img, first + done, n - done, host + done, kinds + done,
+			             p + done * img->l.cluster_size, &run);
+		first += n;
+		count -= n;
+		p += n * img->l.cluster_size;
+	}
+	return r;
+}
+
+/* --- releasing -------------------------------------------------------------------------------- */
+
+/* Frees N neighbouring host clusters that no table refers to any more. */
+static int free_run(struct ff_image *img, uint64_t host, uint64_t n)
+{
+	uint64_t cs = img->l.cluster_size;
+	int fd, r = image_fd(img, &fd);
+
+	if (!r)
+		r = image_refs_clear(img, host, n);
+	if (r)
+		return r;
+	r = io_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, host * cs, n * cs);
+	if (r == -EOPNOTSUPP)
+		return 0;
+	if (!r)
+		image_charge_back(img, n * cs);
+	return r;
+}
+
+/* Releases a marked run of at most ENTRIES_AT_ONCE clusters. */
+static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
+{
+	static const uint8_t zeros[ENTRIES_AT_ONCE * 8];
+	uint64_t host[ENTRIES_AT_ONCE], i = 0, n = 0;
+	uint8_t kinds[ENTRIES_AT_ONCE];
+	int fd, r = read_entries(img, first, count, host, kinds);
+
+	while (!r && n < count && kinds[n] == FF_KIND_NONE)
+		n++;
+	if (r || n == count) /* nothing stored: write nothing, which would make a table of a hole */
+		return r;
+	r = image_fd(img, &fd);
+	if (!r)
+		r = io_pwrite(fd, zeros, count * 8, image_l2_offset(img, first));
+	for (; !r && i < count; i += n) {
+		n = 1;
+		if (!host[i])
+			continue;
+		while (i + n < count && host[i + n] == host[i] + n)
+			n++;
+		r = free_run(img, host[i], n);
+	}
+	atomic_fetch_add(&img->writes, 1);
+	return r;
+}
+
+int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count)
+{
+	int r = check_range(img, first, count);
+
+	while (!r && count) {
+		bool marked;
+		uint64_t max = FF_MIN(count, (uint64_t)ENTRIES_AT_ONCE);
+		uint64_t n = clustermap_run(&img->marks, first, max, &marked);
+
+		if (marked)
+			r = release_run(img, first, n);
+		first += n;
+		count -= n;
+	}
+	return r;
+}

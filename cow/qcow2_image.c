@@ -1,0 +1,341 @@
+/*
+ * One fleecing image: its life, its header and what its parts have in common. The format is drawn
+ * in qcow2_format.c.
+ *
+ * No part of the file is mapped into memory. A mapping of a file that can be cut short, or whose
+ * device can fail, brings SIGBUS; pread and pwrite bring an error. In memory is one bit a cluster,
+ * "marked" (clustermap.c); what is stored for a marked cluster is read from the L2 tables, one
+ * pread for a whole run. That costs one small system call a read and is simpler and safer than a
+ * mapping.
+ *
+ * A guest cluster is: unmarked → marked, saved (L2 entry: data or zeros)
+ *                     unmarked → marked, skipped (L2 entry 0; in memory only)
+ *                     saved → released (L2 entry 0; the mark stays, in memory only)
+ * Marks are never taken back. A mark is set, with release, after everything that it stands for has
+ * been written; whoever sees it, with acquire, finds data, checksum and entry in the page cache. An
+ * L2 entry of a cluster that is not marked may be in the middle of being written and is not looked
+ * at.
+ *
+ * Order of writes of a save (qcow2_data.c), so that a process killed between any two system calls
+ * leaves an image without errors:
+ *     data, checksums            into host clusters that nothing refers to
+ *     refcounts                  now they are leaked, which is harmless
+ *     first use of an L2 table   its refcount, then its L1 entry: an empty table is fine
+ *     L2 entries                 one pwrite for a contiguous run: now they are saved
+ *     (fdatasync)                if the save is to be durable
+ *     marks                      in memory
+ * A release goes the other way: L2 entries, refcounts, space. What a killed process leaks is put
+ * right by the next load (qcow2_load.c).
+ *
+ * The header is rewritten, all 4 KiB at once, to change the backing file's name or to set "broken".
+ * Broken is for good: in memory at once; on disk with QEMU's "corrupt" bit beside our own flag, so
+ * that qemu-img says it and no program writes to the image. (It can still be read, as it must be:
+ * older snapshots that did not need the lost cluster read others through it.) Where the header
+ * cannot be written the image is removed, or cut to nothing: neither can be taken for a whole one
+ * later.
+ *
+ * What is checked on reading: data by checksum; offsets in L2 by bounds, and by the guest cluster's
+ * number in the checksum; the header by its own. An entry that turned from 1 (zeros) into 0 on the
+ * storage cannot be told from one that was never written.
+ *
+ * Locks: head_lock, alloc_lock, flush_lock are never held together; fd_lock is below them all. None
+ * is held while data is read or written.
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cow/io.h"
+#include "cow/qcow2_private.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+/* PATH with ".qcow2" replaced by ".xxh3", or that appended. */
+static char *sums_path(const char *path)
+{
+	static const char image[] = ".qcow2", sums[] = ".xxh3";
+	size_t len = strlen(path);
+	char *out = malloc(len + sizeof sums);
+
+	if (!out)
+		return NULL;
+	if (len > strlen(image) && strcmp(path + len - strlen(image), image) == 0)
+		len -= strlen(image);
+	memcpy(out, path, len);
+	memcpy(out + len, sums, sizeof sums);
+	return out;
+}
+
+int image_new(int dirfd, const char *path, struct ff_image **out)
+{
+	struct ff_image *img = calloc(1, sizeof *img);
+
+	if (!img)
+		return -ENOMEM;
+	img->dirfd = dirfd;
+	atomic_init(&img->fd, -1);
+	atomic_init(&img->sums_fd, -1);
+	atomic_init(&img->writes, 1); /* what was there before us may not be durable */
+	pthread_mutex_init(&img->fd_lock, NULL);
+	pthread_mutex_init(&img->head_lock, NULL);
+	pthread_mutex_init(&img->alloc_lock, NULL);
+	pthread_mutex_init(&img->flush_lock, NULL);
+	pthread_cond_init(&img->flush_done, NULL);
+	img->path = strdup(path);
+	img->sums_path = sums_path(path);
+	if (!img->path || !img->sums_path) {
+		ff_image_free(img);
+		return -ENOMEM;
+	}
+	*out = img;
+	return 0;
+}
+
+int image_setup(struct ff_image *img, const struct qcow2_head *head, const struct qcow2_layout *l)
+{
+	int r;
+
+	img->l = *l;
+	img->head = *head;
+	img->desc = head->desc;
+	img->next = l->data_first;
+	atomic_init(&img->broken, head->desc.broken);
+	atomic_init(&img->allocated, QCOW2_TABLE_CHARGE); /* the header */
+	r = clustermap_init(&img->marks, l->clusters);
+	if (!r)
+		r = clustermap_init(&img->tables, l->l2_count);
+	if (!r)
+		r = clustermap_init(&img->blocks, l->rb_count);
+	return r ? r : clustermap_init(&img->refs, l->capacity);
+}
+
+/* Refcounts and refcount table for what is there from the beginning: header, refcount table, L1 and
+ * the blocks that cover these. */
+static int write_first_refcounts(struct ff_image *img)
+{
+	const struct qcow2_layout *l = &img->l;
+	uint64_t blocks = ff_div_up(l->l2_first, l->per_block);
+	int r = clustermap_reserve(&img->refs, 0, l->l2_first);
+
+	if (!r)
+		r = clustermap_reserve(&img->blocks, 0, blocks);
+	if (r)
+		return r;
+	clustermap_set(&img->refs, 0, l->rb_first + blocks);
+	clustermap_set(&img->refs, l->l1_first, l->l1_count);
+	clustermap_set(&img->blocks, 0, blocks);
+	atomic_fetch_add(&img->allocated, blocks * QCOW2_TABLE_CHARGE);
+	r = image_refs_write(img, 0, l->rb_first + blocks);
+	if (!r)
+		r = image_refs_write(img, l->l1_first, l->l1_count);
+	return r ? r : image_hook_blocks(img, 0, blocks);
+}
+
+static int write_head(struct ff_image *img, const struct qcow2_head *head)
+{
+	uint8_t buf[QCOW2_HEAD_SIZE];
+	int fd, r = image_fd(img, &fd);
+
+	if (r)
+		return r;
+	qcow2_head_encode(head, &img->l, buf);
+	r = io_pwrite(fd, buf, sizeof buf, 0);
+	atomic_fetch_add(&img->writes, 1);
+	return r;
+}
+
+/* The header comes last: a file that a killed process leaves is no qcow2 image before that. */
+static int write_new(struct ff_image *img)
+{
+	int fd, r = image_fd(img, &fd);
+
+	if (!r)
+		r = image_lock(fd, img->path);
+	if (!r)
+		r = io_truncate(fd, img->l.data_first * img->l.cluster_size);
+	if (!r)
+		r = write_first_refcounts(img);
+	return r ? r : write_head(img, &img->head);
+}
+
+int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_image_desc *desc,
+                    const char *backing, const char *backing_format, struct ff_image **out)
+{
+	struct qcow2_head head = {.desc = *desc};
+	struct qcow2_layout l;
+	struct ff_image *img;
+	int fd, r = qcow2_layout(desc->size, desc->cluster_size, &l);
+
+	if (!r)
+		r = qcow2_head_set_backing(&head, backing, backing_format);
+	if (!r)
+		r = image_new(dirfd, path, &img);
+	if (r)
+		return r;
+	img->mode = mode & 0777;
+	r = image_setup(img, &head, &l);
+	if (!r)
+		r = io_open_beneath(dirfd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, img->mode,
+		                    &fd);
+	if (r) {
+		ff_image_free(img);
+		return r;
+	}
+	atomic_store(&img->fd, fd);
+	r = write_new(img);
+	if (r) {
+		io_unlinkat(dirfd, path, 0);
+		ff_image_free(img);
+		return r;
+	}
+	*out = img;
+	return 0;
+}
+
+static void close_files(struct ff_image *img)
+{
+	int fd = atomic_exchange(&img->fd, -1), sums = atomic_exchange(&img->sums_fd, -1);
+
+	if (fd >= 0)
+		close(fd);
+	if (sums >= 0)
+		close(sums);
+}
+
+void ff_image_free(struct ff_image *img)
+{
+	if (!img)
+		return;
+	close_files(img);
+	clustermap_fini(&img->marks);
+	clustermap_fini(&img->tables);
+	clustermap_fini(&img->blocks);
+	clustermap_fini(&img->refs);
+	pthread_mutex_destroy(&img->fd_lock);
+	pthread_mutex_destroy(&img->head_lock);
+	pthread_mutex_destroy(&img->alloc_lock);
+	pthread_mutex_destroy(&img->flush_lock);
+	pthread_cond_destroy(&img->flush_done);
+	free(img->given_back);
+	free(img->path);
+	free(img->sums_path);
+	free(img);
+}
+
+int ff_image_unlink(struct ff_image *img)
+{
+	int fd, r, sums;
+
+	/* who still reads must find the files open; nothing to read is no reason to keep them */
+	image_fd(img, &fd);
+	image_keep_sums(img);
+	FF_GUARD(&img->fd_lock);
+	atomic_store(&img->unlinked, true);
+	/* the image last: while it is there, it leads to both */
+	sums = io_unlinkat(img->dirfd, img->sums_path, 0);
+	r = io_unlinkat(img->dirfd, img->path, 0);
+	if (r && r != -ENOENT)
+		return r;
+	return sums == -ENOENT ? 0 : sums;
+}
+
+void ff_image_park(struct ff_image *img)
+{
+	if (!atomic_load(&img->unlinked)) /* else they could not be opened again */
+		close_files(img);
+}
+
+const struct ff_image_desc *ff_image_desc(const struct ff_image *img)
+{
+	return &img->desc;
+}
+
+const char *ff_image_path(const struct ff_image *img)
+{
+	return img->path;
+}
+
+uint64_t ff_image_clusters(const struct ff_image *img)
+{
+	return img->l.clusters;
+}
+
+const char *ff_image_backing(const struct ff_image *img)
+{
+	return img->head.backing;
+}
+
+uint64_t ff_image_allocated(const struct ff_image *img)
+{
+	return atomic_load(&img->allocated);
+}
+
+void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes), void *ctx)
+{
+	img->budget = fn;
+	img->budget_ctx = ctx;
+}
+
+bool ff_image_is_broken(const struct ff_image *img)
+{
+	return atomic_load(&img->broken);
+}
+
+int ff_image_set_backing(struct ff_image *img, const char *backing, const char *format)
+{
+	FF_GUARD(&img->head_lock);
+	struct qcow2_head head = img->head;
+	int r = qcow2_head_set_backing(&head, backing, format);
+
+	if (!r)
+		r = write_head(img, &head);
+	if (!r)
+		img->head = head;
+	return r;
+}
+
+int ff_image_set_broken(struct ff_image *img)
+{
+	FF_GUARD(&img->head_lock);
+	struct qcow2_head head = img->head;
+	int fd, r, gone;
+
+	atomic_store(&img->broken, true);
+	if (head.desc.broken)
+		return 0;
+	head.desc.broken = true;
+	r = write_head(img, &head);
+	if (!r) {
+		img->head = head;
+		return 0;
+	}
+	ff_warning("%s: cannot be marked as broken (%s): removing it instead", img->path,
+	           strerror(-r));
+	io_unlinkat(img->dirfd, img->sums_path, 0);
+	gone = io_unlinkat(img->dirfd, img->path, 0);
+	if (gone && gone != -ENOENT && !image_fd(img, &fd))
+		gone = io_truncate(fd, 0);
+	return gone && gone != -ENOENT ? r : 0;
+}
+
+bool ff_image_marked(const struct ff_image *img, uint64_t cluster)
+{
+	return clustermap_test(&img->marks, cluster);
+}
+
+uint64_t ff_image_run(const struct ff_image *img, uint64_t first, uint64_t max, bool *marked)
+{
+	return clustermap_run(&img->marks, first, max, marked);
+}
+
+int ff_image_skip(struct ff_image *img, uint64_t first, uint64_t count)
+{
+	int r;
+
+	if (first > img->l.clusters || count > img->l.clusters - first)
+		return -EINVAL;
+	r = clustermap_reserve(&img->marks, first, count);
+	if (!r)
+		clustermap_set(&img->marks, first, count);
+	return r;
+}

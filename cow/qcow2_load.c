@@ -1,0 +1,306 @@
+/*
+ * Opening an image that is already there. Nothing in it is believed: not its header, not a table,
+ * not one entry. Everything that a save reads back later has been checked here once, and each read
+ * checks again what it uses.
+ *
+ * Order: header (exactly what we would write, see qcow2_format.c) → size of the file → refcount
+ * table, L1, L2 (each entry where the layout has it, within the file, none used twice) → refcounts.
+ * The tables are scanned by what is no hole in them, so the cost is that of what was saved.
+ *
+ * A killed process may leave refcounts of clusters that nothing refers to, and a file that is
+ * longer than needed. Both are mended here: refcounts are made to match the tables, the file is cut
+ * after its last cluster in use. (A refcount that is too low is never left by a kill, only by a
+ * storage that lost writes; it is mended too, and the checksums tell whether the data is there.)
+ *
+ * The image belongs to one thread until ff_image_load() returns; no lock is taken.
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cow/io.h"
+#include "cow/qcow2_private.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+#define SCAN_BYTES 65536u
+
+struct load {
+	struct ff_image *img;
+	int fd;
+	uint64_t end;  /* whole clusters in the file */
+	uint64_t next; /* after the last data cluster in use */
+};
+
+typedef int (*entry_fn)(struct load *ld, uint64_t index, uint64_t entry);
+
+static int bad(const struct load *ld, const char *what, uint64_t index)
+{
+	ff_error("%s: %s %llu is damaged: drop the snapshot to get rid of the image", ld->img->path,
+	         what, (unsigned long long)index);
+	return -EINVAL;
+}
+
+/* Calls FN for each be64 that is not 0 in LEN bytes at OFF, a multiple of 8. */
+static int scan_piece(struct load *ld, uint64_t off, size_t len, uint64_t base, uint8_t *buf,
+                      entry_fn fn)
+{
+	int r = io_pread_full(ld->fd, buf, len, off);
+
+	for (size_t i = 0; !r && i < len; i += 8) {
+		uint64_t entry = ff_be64(buf + i);
+
+		if (entry)
+			r = fn(ld, (off + i - base) / 8, entry);
+	}
+	return r;
+}
+
+/* The same for an area of COUNT host clusters, without reading its holes. */
+static int scan_area(struct load *ld, uint64_t first, uint64_t count, entry_fn fn)
+{
+	uint64_t cs = ld->img->l.cluster_size, base = first * cs, end = base + count * cs;
+	uint64_t at = base, data, hole;
+	ff_autofree uint8_t *buf = malloc(SCAN_BYTES);
+
+	if (!buf)
+		return -ENOMEM;
+	while (at < end) {
+		int r = io_seek(ld->fd, at, SEEK_DATA, &data);
+
+		if (r == -ENXIO || (!r && data >= end))
+			return 0;
+		if (!r)
+			r = io_seek(ld->fd, data, SEEK_HOLE, &hole);
+		if (r)
+			return r;
+		hole = FF_MIN(ff_round_up(hole, 8), end);
+		for (at = data & ~UINT64_C(7); !r && at < hole;) {
+			size_t len = (size_t)FF_MIN(hole - at, (uint64_t)SCAN_BYTES);
+
+			r = scan_piece(ld, at, len, base, buf, fn);
+			at += len;
+		}
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int take_bit(struct clustermap *map, uint64_t i)
+{
+	int r = clustermap_reserve(map, i, 1);
+
+	if (!r)
+		clustermap_set(map, i, 1);
+	return r;
+}
+
+static int on_block(struct load *ld, uint64_t i, uint64_t entry)
+{
+	const struct qcow2_layout *l = &ld->img->l;
+	int r;
+
+	if (i >= l->rb_count || entry != (l->rb_first + i) * l->cluster_size)
+		return bad(ld, "refcount table entry", i);
+	r = take_bit(&ld->img->blocks, i);
+	return r ? r : take_bit(&ld->img->refs, l->rb_first + i);
+}
+
+static int on_table(struct load *ld, uint64_t t, uint64_t entry)
+{
+	const struct qcow2_layout *l = &ld->img->l;
+	int r;
+
+	if (t >= l->l2_count || entry != (QCOW2_COPIED | ((l->l2_first + t) * l->cluster_size)))
+		return bad(ld, "L1 table entry", t);
+	r = take_bit(&ld->img->tables, t);
+	return r ? r : take_bit(&ld->img->refs, l->l2_first + t);
+}
+
+static int on_entry(struct load *ld, uint64_t cluster, uint64_t entry)
+{
+	struct ff_image *img = ld->img;
+	enum ff_image_kind kind;
+	uint64_t host;
+	int r;
+
+	if (cluster >= img->l.clusters ||
+	    !clustermap_test(&img->tables, cluster / img->l.per_table) ||
+	    qcow2_entry_decode(&img->l, entry, ld->end, &host, &kind) ||
+	    (host && clustermap_test(&img->refs, host)))
+		return bad(ld, "the L2 entry of cluster", cluster);
+	if (host) {
+		r = take_bit(&img->refs, host);
+		if (r)
+			return r;
+		ld->next = FF_MAX(ld->next, host + 1);
+		atomic_fetch_add(&img->allocated, img->l.cluster_size);
+	}
+	return take_bit(&img->marks, cluster);
+}
+
+static uint64_t count_set(const struct clustermap *map)
+{
+	uint64_t n = 0, at = 0;
+
+	while (at < map->size) {
+		bool set;
+		uint64_t run = clustermap_run(map, at, map->size - at, &set);
+
+		n += set ? run : 0;
+		at += run;
+	}
+	return n;
+}
+
+static int scan_tables(struct load *ld)
+{
+	struct ff_image *img = ld->img;
+	const struct qcow2_layout *l = &img->l;
+	int r = clustermap_reserve(&img->refs, 0, 1 + l->rt_count);
+
+	if (!r)
+		r = clustermap_reserve(&img->refs, l->l1_first, l->l1_count);
+	if (r)
+		return r;
+	clustermap_set(&img->refs, 0, 1 + l->rt_count);
+	clustermap_set(&img->refs, l->l1_first, l->l1_count);
+	r = scan_area(ld, l->rt_first, l->rt_count, on_block);
+	if (!r)
+		r = scan_area(ld, l->l1_first, l->l1_count, on_table);
+	if (!r)
+		r = scan_area(ld, l->l2_first, l->l2_count, on_entry);
+	atomic_fetch_add(&img->allocated,
+	                 (count_set(&img->blocks) + count_set(&img->tables)) * QCOW2_TABLE_CHARGE);
+	return r;
+}
+
+/* Makes one piece of refcount bits, at most a chunk of the map, what it should be. */
+static int mend_piece(struct load *ld, uint64_t host, uint8_t *buf, bool *mended)
+{
+	static const uint8_t none[CLUSTERMAP_CHUNK_BITS / 8];
+	struct ff_image *img = ld->img;
+	const uint8_t *want = clustermap_bytes(&img->refs, host);
+	int r = io_pread_full(ld->fd, buf, sizeof none,
+	                      img->l.rb_first * img->l.cluster_size + host / 8);
+
+	if (r || memcmp(buf, want ? want : none, sizeof none) == 0)
+		return r;
+	*mended = true;
+	return image_refs_write(img, host, CLUSTERMAP_CHUNK_BITS);
+}
+
+/* Every cluster in use must lie in a block that is entered; a kill leaves none that does not. */
+static int check_blocks(struct load *ld)
+{
+	struct ff_image *img = ld->img;
+	uint64_t at = 0;
+
+	while (at < img->l.capacity) {
+		bool used, there;
+		uint64_t run = clustermap_run(&img->refs, at, img->l.capacity - at, &used);
+		uint64_t end = at + run;
+
+		for (; used && at < end; at = (at / img->l.per_block + 1) * img->l.per_block) {
+			there = clustermap_test(&img->blocks, at / img->l.per_block);
+			if (!there)
+				return bad(ld, "refcount table entry", at / img->l.per_block);
+		}
+		at = end;
+	}
+	return 0;
+}
+
+static int mend(struct load *ld)
+{
+	struct ff_image *img = ld->img;
+	uint64_t size = ld->next * img->l.cluster_size;
+	ff_autofree uint8_t *buf = malloc(CLUSTERMAP_CHUNK_BITS / 8);
+	struct stat st;
+	bool mended = false;
+	int r = buf ? check_blocks(ld) : -ENOMEM;
+
+	for (uint64_t b = 0; !r && b < img->l.rb_count; b++) {
+		uint64_t host = b * img->l.per_block, end = host + img->l.per_block;
+
+		if (!clustermap_test(&img->blocks, b))
+			continue;
+		for (; !r && host < end; host += CLUSTERMAP_CHUNK_BITS)
+			r = mend_piece(ld, host, buf, &mended);
+	}
+	if (!r)
+		r = io_fstat(ld->fd, &st);
+	if (!r && (uint64_t)st.st_size != size) {
+		mended = true;
+		r = io_truncate(ld->fd, size);
+	}
+	if (!r && mended)
+		ff_info("%s: gave back what an interrupted save had left", img->path);
+	return r;
+}
+
+static int load_head(struct load *ld, uint64_t file_size)
+{
+	uint8_t buf[QCOW2_HEAD_SIZE];
+	struct qcow2_head head;
+	struct qcow2_layout l;
+	const char *why = "it is too short";
+	int r = -EINVAL;
+
+	if (file_size >= sizeof buf) {
+		r = io_pread_full(ld->fd, buf, sizeof buf, 0);
+		if (r)
+			return r;
+		r = qcow2_head_decode(buf, &head, &l, &why);
+	}
+	if (!r && file_size / l.cluster_size < l.data_first) {
+		why = "it was cut short";
+		r = -EINVAL;
+	}
+	if (r) {
+		ff_error("%s: %s", ld->img->path, why);
+		return r;
+	}
+	ld->end = file_size / l.cluster_size;
+	ld->next = l.data_first;
+	return image_setup(ld->img, &head, &l);
+}
+
+static int load_all(struct load *ld)
+{
+	struct stat st;
+	int r = image_fd(ld->img, &ld->fd);
+
+	if (!r)
+		r = io_fstat(ld->fd, &st);
+	if (r)
+		return r;
+	ld->img->mode = st.st_mode & 0777;
+	r = load_head(ld, (uint64_t)st.st_size);
+	if (!r)
+		r = scan_tables(ld);
+	if (!r)
+		r = mend(ld);
+	if (!r)
+		ld->img->next = ld->next;
+	return r;
+}
+
+int ff_image_load(int dirfd, const char *path, struct ff_image **out)
+{
+	struct load ld = {.fd = -1};
+	int r = image_new(dirfd, path, &ld.img);
+
+	if (r)
+		return r;
+	r = load_all(&ld);
+	if (r) {
+		if (r != -EINVAL)
+			ff_error("%s: cannot be loaded: %s", path, strerror(-r));
+		ff_image_free(ld.img);
+		return r;
+	}
+	*out = ld.img;
+	return 0;
+}

@@ -1,0 +1,99 @@
+/*
+ * What the parts of one image share: qcow2_image.c (life, names, states; the essay is there),
+ * qcow2_file.c (descriptors, flush), qcow2_alloc.c (host clusters, refcounts, tables),
+ * qcow2_data.c (save, read, release), qcow2_load.c (validation). Nothing else includes it.
+ */
+#ifndef FF_COW_QCOW2_PRIVATE_H
+#define FF_COW_QCOW2_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "cow/clustermap.h"
+#include "cow/qcow2_format.h"
+#include "cow/qcow2_image.h"
+
+struct image_run {
+	uint64_t first, count;
+};
+
+struct ff_image {
+	/* constant after create and load */
+	int dirfd;
+	char *path;
+	char *sums_path;
+	mode_t mode;
+	struct qcow2_layout l;
+	struct ff_image_desc desc;
+	int (*budget)(void *ctx, int64_t bytes);
+	void *budget_ctx;
+
+	struct clustermap marks;  /* guest clusters; lock-free, see clustermap.c */
+	struct clustermap tables; /* L2 tables that L1 points to; lock-free, set under alloc_lock */
+
+	pthread_mutex_t fd_lock; /* opening and closing of the two descriptors, unlinked */
+	atomic_int fd;           /* -1: not open; set under fd_lock, read without */
+	atomic_int sums_fd;      /* the same */
+	atomic_bool unlinked;    /* set under fd_lock, read without */
+
+	pthread_mutex_t head_lock; /* head, and the writing of cluster 0 */
+	struct qcow2_head head;    /* head_lock; what is on disk */
+	atomic_bool broken;        /* false to true, under head_lock; read without */
+
+	pthread_mutex_t alloc_lock; /* the fields up to the empty line, refcounts and L1 on disk */
+	struct clustermap blocks;   /* refcount blocks that the refcount table points to */
+	struct clustermap refs;     /* host clusters in use: the refcount bits */
+	uint64_t next;              /* first host cluster that was never allocated */
+	struct image_run *given_back; /* below next and not in use, left by failed saves */
+	size_t given_back_count;
+
+	atomic_uint_fast64_t allocated; /* bytes */
+
+	atomic_uint_fast64_t writes; /* counts finished groups of writes; see ff_image_flush() */
+	atomic_bool sums_created;    /* the directory has an entry which is not durable yet */
+	pthread_mutex_t flush_lock;  /* the fields below; not held during the flush itself */
+	pthread_cond_t flush_done;
+	bool flush_running;
+	uint64_t flushed; /* value of writes up to which all is durable */
+	int flush_error;  /* the first failure of fdatasync: for good, for the pages are lost */
+};
+
+/* --- qcow2_image.c --- */
+int image_new(int dirfd, const char *path, struct ff_image **out);
+/* Takes DESC and the layout, makes the maps. */
+int image_setup(struct ff_image *img, const struct qcow2_head *head, const struct qcow2_layout *l);
+
+/* --- qcow2_file.c --- */
+/* The image's descriptor, opened if it has to be. */
+int image_fd(struct ff_image *img, int *out);
+/* The checksum file's. CREATE: made if it is missing or not this image's; else -EIO then. */
+int image_sums_fd(struct ff_image *img, bool create, int *out);
+/* Opens it if it is there and right; silent if not. */
+void image_keep_sums(struct ff_image *img);
+/* Opens a regular file below DIRFD for reading and writing; takes the lock that keeps QEMU off. */
+int image_open_file(int dirfd, const char *path, int *out);
+int image_lock(int fd, const char *path);
+
+/* --- qcow2_alloc.c --- */
+/* N contiguous host clusters for data, charged to the budget, not yet counted as used on disk. */
+int image_alloc(struct ff_image *img, uint64_t n, uint64_t *host);
+/* Gives them back; their refcounts must be 0. */
+void image_unalloc(struct ff_image *img, uint64_t host, uint64_t n);
+/* Sets or clears refcounts of host clusters, on disk and in memory; unchanged on error. */
+int image_refs_set(struct ff_image *img, uint64_t host, uint64_t n);
+int image_refs_clear(struct ff_image *img, uint64_t host, uint64_t n);
+/* Sees to it that the L2 tables of the guest clusters are in L1. */
+int image_hook_tables(struct ff_image *img, uint64_t first, uint64_t count);
+/* Writes the refcount bits of [HOST, HOST + N) as they are in memory. Lock held, or img private. */
+int image_refs_write(struct ff_image *img, uint64_t host, uint64_t n);
+/* Enters the refcount blocks [FIRST, FIRST + N) into the refcount table. Same rule. */
+int image_hook_blocks(struct ff_image *img, uint64_t first, uint64_t n);
+void image_charge_back(struct ff_image *img, uint64_t bytes);
+
+/* Byte offset of a guest cluster's L2 entry. */
+static inline uint64_t image_l2_offset(const struct ff_image *img, uint64_t cluster)
+{
+	return img->l.l2_first * img->l.cluster_size + cluster * 8;
+}
+
+#endif
