@@ -252,7 +252,14 @@ bool op_frozen_change(struct model *m)
 
 bool op_remount(struct model *m)
 {
-	note(m, "unmount and mount");
+	static const uint32_t sizes[] = {4096, 8192, 65536, 1u << 20};
+
+	/* Old images keep the cluster size that they were made with. */
+	if (rng_one_in(&m->rng, 2))
+		m->mnt.cluster_size = sizes[rng_below(&m->rng, 4)];
+	else
+		m->mnt.cluster_size = m->cluster;
+	note(m, "unmount and mount, new images with clusters of %u", m->mnt.cluster_size);
 	close_all(m);
 	frozen_close_all(m, NULL);
 	if (mnt_stop(&m->mnt) || mnt_start(&m->mnt))
