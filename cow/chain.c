@@ -131,9 +131,9 @@ static void break_views(struct ff_disk *d, uint64_t first, uint64_t count, bool 
 			struct link *l = links[i];
 			int r = ff_image_set_broken(l->img);
 
-			ff_error("%s: the frozen view is lost: %s; reading it gives EIO, rmdir of "
-			         "the snapshot frees its space",
-			         ff_image_path(l->img), why);
+			ff_error("%s: %s: the frozen view is lost: %s; reading it gives EIO, rmdir "
+			         "of the snapshot frees its space",
+			         d->store->fleece_path, ff_image_path(l->img), why);
 			if (r)
 				ff_error("%s: that could not be recorded (%s): drop the snapshot "
 				         "before the next mount",

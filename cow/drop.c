@@ -349,7 +349,7 @@ int drop_snap(struct ff_snap *snap)
 	char *name;
 	int r;
 
-	snprintf(hidden, sizeof hidden, ".dropped-%llu", (unsigned long long)snap->seq);
+	snprintf(hidden, sizeof hidden, DROPPED "%llu", (unsigned long long)snap->seq);
 	name = strdup(hidden);
 	r = name ? wait_for_readers(snap) : -ENOMEM;
 	if (!r) {

@@ -191,6 +191,7 @@ int link_set_backing(struct link *l, struct link *newer);
 void disk_repath(struct ff_disk *d);
 
 /* --- freeze.c, drop.c, recover.c --- */
+#define DROPPED ".dropped-" /* begins the name of a dropped snapshot's directory */
 void snap_free_memory(struct ff_snap *snap);
 struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq);
 void snap_publish(struct ff_snap *snap);

@@ -44,6 +44,7 @@ struct found {
 	struct ff_snap *snap; /* NULL: hidden */
 	size_t number;        /* of the disk in snap */
 	bool durable;
+	bool linked; /* img belongs to a link */
 };
 
 struct recovery {
@@ -54,8 +55,14 @@ struct recovery {
 	size_t hidden_count;
 	enum ending ending;
 	struct ending_record *record;
+	bool any;            /* there are snapshots, if only dropped ones */
 	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
 };
+
+static bool is_dropped(const char *name)
+{
+	return strncmp(name, DROPPED, strlen(DROPPED)) == 0;
+}
 
 static int add_found(struct recovery *rc, const struct found *f)
 {
@@ -223,7 +230,7 @@ static int take_snapshot(struct recovery *rc, const char *name)
 		close(dir->fd);
 		free(dir->name);
 		free(dir);
-		snprintf(hidden, sizeof hidden, ".dropped-cut-%x", (unsigned)rc->count);
+		snprintf(hidden, sizeof hidden, DROPPED "cut-%x", (unsigned)rc->count);
 		r = io_renameat(s->fleece_fd, name, s->fleece_fd, hidden, RENAME_NOREPLACE);
 		ff_info("%s/%s: an interrupted mkdir is undone", s->fleece_path, name);
 		return r ? r : take_hidden(rc, hidden);
@@ -248,13 +255,13 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	return snap->links ? 0 : -ENOMEM;
 }
 
-static int scan(struct recovery *rc, bool *any)
+/* Calls FN for each directory of a snapshot, dropped or not. */
+static int each_dir(struct recovery *rc, int (*fn)(struct recovery *rc, const char *name))
 {
 	int fd, r = io_openat(rc->store->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
 	struct dirent *e;
 	DIR *d;
 
-	*any = false;
 	if (r)
 		return r;
 	d = fdopendir(fd);
@@ -265,18 +272,23 @@ static int scan(struct recovery *rc, bool *any)
 	while (!r && (e = readdir(d))) {
 		struct stat st;
 
-		if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISDIR(st.st_mode))
-			continue;
-		if (strncmp(e->d_name, ".dropped-", 9) == 0) {
-			*any = true;
-			r = take_hidden(rc, e->d_name);
-		} else if (snap_name_valid(e->d_name)) {
-			*any = true;
-			r = take_snapshot(rc, e->d_name);
-		}
+		if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode) &&
+		    (is_dropped(e->d_name) || snap_name_valid(e->d_name)))
+			r = fn(rc, e->d_name);
 	}
 	closedir(d);
 	return r;
+}
+
+static int take_note(struct recovery *rc, const char *name)
+{
+	rc->any = true;
+	return 0;
+}
+
+static int take_dir(struct recovery *rc, const char *name)
+{
+	return is_dropped(name) ? take_hidden(rc, name) : take_snapshot(rc, name);
 }
 
 static int by_disk_and_age(const void *a, const void *b)
@@ -382,6 +394,7 @@ static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 	l = link_new(d, f->dir, f->snap, f->img);
 	if (!l)
 		return -ENOMEM;
+	f->linked = true;
 	l->older = top;
 	if (top)
 		atomic_store(&top->newer, l);
@@ -481,13 +494,14 @@ static void drop_ephemeral(struct ff_store *s)
 int recover(struct ff_store *s)
 {
 	struct recovery rc = {.store = s};
-	bool any;
 	int r;
 
 	FF_GUARD(&s->admin);
-	r = scan(&rc, &any);
+	r = each_dir(&rc, take_note);
 	if (!r)
-		r = session_check_source(s, any);
+		r = session_check_source(s, rc.any);
+	if (!r)
+		r = each_dir(&rc, take_dir);
 	if (!r)
 		r = session_ending(s, &rc.ending, &rc.record);
 	for (struct ff_snap *snap = s->snaps; snap; snap = snap->next)
@@ -501,6 +515,9 @@ int recover(struct ff_store *s)
 		aside_sweep(s);
 		r = session_begin(s);
 	}
+	for (size_t i = 0; i < rc.count; i++)
+		if (rc.found[i].img && !rc.found[i].linked)
+			ff_image_free(rc.found[i].img);
 	session_record_free(rc.record);
 	tree_free(rc.source);
 	free(rc.hidden);
