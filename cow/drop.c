@@ -154,7 +154,11 @@ static int give_up(struct link *l, uint64_t first, uint64_t count)
 {
 	int r = ff_image_skip(l->img, first, count);
 
-	return r ? r : ff_image_release(l->img, first, count);
+	if (r)
+		return r;
+	/* No save begins there any more; those that had begun write entries of the same tables. */
+	preserve_settle(l->disk, first, count);
+	return ff_image_release(l->img, first, count);
 }
 
 static int give_up_marked(struct link *l, struct link *older)

@@ -190,6 +190,10 @@ int link_set_backing(struct link *l, struct link *newer);
 /* The same for the newest link of a disk whose path changed. Locks: paths held. */
 void disk_repath(struct ff_disk *d);
 
+/* --- preserve.c --- */
+/* Waits for the saves of these clusters that are under way. */
+void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count);
+
 /* --- freeze.c, drop.c, recover.c --- */
 #define DROPPED ".dropped-" /* begins the name of a dropped snapshot's directory */
 void snap_free_memory(struct ff_snap *snap);

@@ -118,6 +118,20 @@ static void unclaim(struct ff_disk *d, struct claim *mine)
 	pthread_cond_broadcast(&d->claim_freed);
 }
 
+void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count)
+{
+	struct claim *c;
+
+	FF_GUARD(&d->claim_lock);
+	do {
+		for (c = d->claims; c; c = c->next)
+			if (c->first < first + count && first < c->first + c->count)
+				break;
+		if (c)
+			pthread_cond_wait(&d->claim_freed, &d->claim_lock);
+	} while (c);
+}
+
 /* Saves what the effect alters of COUNT claimed clusters, with room for their bytes at BUF. */
 static int save_into(struct link *top, const struct effect *e, uint64_t first, uint64_t count,
                      char *buf, uint8_t *wanted)
