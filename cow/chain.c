@@ -24,6 +24,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/late.h"
 #include "cow/names.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -117,7 +118,21 @@ static size_t mark_broken(struct ff_disk *d, uint64_t first, uint64_t count, boo
 	return n;
 }
 
-static void break_views(struct ff_disk *d, uint64_t first, uint64_t count, bool all,
+/* Records in the image that its view is broken, and lets go of the link. */
+static int record_broken(void *ctx)
+{
+	struct link *l = ctx;
+	int r = ff_image_set_broken(l->img);
+
+	if (r)
+		ff_error("%s: %s: that the view is lost could not be recorded (%s): drop the "
+		         "snapshot before the next mount",
+		         l->disk->store->fleece_path, ff_image_path(l->img), strerror(-r));
+	atomic_fetch_sub(&l->pins, 1);
+	return 0;
+}
+
+static void break_views(struct ff_disk *d, uint64_t first, uint64_t count, bool all, bool hangs,
                         const char *why)
 {
 	struct link *links[32];
@@ -128,29 +143,27 @@ static void break_views(struct ff_disk *d, uint64_t first, uint64_t count, bool 
 		n = mark_broken(d, first, count, all, links, FF_ARRAY_SIZE(links));
 		pthread_mutex_unlock(&d->store->chain);
 		for (size_t i = 0; i < n; i++) {
-			struct link *l = links[i];
-			int r = ff_image_set_broken(l->img);
-
 			ff_error("%s: %s: the frozen view is lost: %s; reading it gives EIO, rmdir "
 			         "of the snapshot frees its space",
-			         d->store->fleece_path, ff_image_path(l->img), why);
-			if (r)
-				ff_error("%s: that could not be recorded (%s): drop the snapshot "
-				         "before the next mount",
-				         ff_image_path(l->img), strerror(-r));
-			atomic_fetch_sub(&l->pins, 1);
+			         d->store->fleece_path, ff_image_path(links[i]->img), why);
+			if (!hangs ||
+			    late_run(record_broken, links[i], 0, &d->store->late) == -EAGAIN)
+				record_broken(links[i]);
 		}
 	} while (n == FF_ARRAY_SIZE(links));
 }
 
-void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, const char *why)
+void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, int error)
 {
-	break_views(d, first, count, false, why);
+	bool hangs = error == -ETIMEDOUT;
+
+	break_views(d, first, count, false, hangs,
+	            hangs ? "saving took longer than cbw-timeout" : strerror(-error));
 }
 
 void chain_break_all(struct ff_disk *d, const char *why)
 {
-	break_views(d, 0, 0, true, why);
+	break_views(d, 0, 0, true, false, why);
 }
 
 bool chain_wanted(struct ff_disk *d)

@@ -142,6 +142,7 @@ struct ff_store {
 	struct timespec changed;   /* lock: snaps_lock */
 	struct fleece_dir *hidden; /* lock: admin; directories of dropped snapshots */
 	uint64_t next_seq;         /* lock: admin */
+	atomic_uint late;          /* jobs on fleece storage that nobody waits for any more */
 	atomic_uint epoch;         /* raised by each freeze before it looks at the sources */
 	pthread_mutex_t disks_lock;
 	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
@@ -176,8 +177,9 @@ struct owner {
 /* Who holds the clusters from FIRST for a reader of LINK: length of the run, at most MAX, with the
  * same owner. Lock-free; the caller holds the `reads` barrier or the chain still. */
 uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct owner *out);
-/* Breaks, for good, every view that needed one of these clusters, which could not be saved. */
-void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, const char *why);
+/* Breaks, for good, every view that needed one of these clusters, which could not be saved: ERROR
+ * says why. -ETIMEDOUT: the storage hangs, and recording it there is not waited for. */
+void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, int error);
 /* Breaks every view of the disk. */
 void chain_break_all(struct ff_disk *d, const char *why);
 /* Is some view of the disk still worth saving for? */

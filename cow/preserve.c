@@ -35,6 +35,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/late.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -235,6 +236,47 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 	return 0;
 }
 
+/* A save that is not waited for longer than cbw-timeout; owns what it points to. */
+struct timed_save {
+	struct link *top; /* pinned */
+	struct effect effect;
+	uint64_t first, end, failed, count;
+	char bytes[];
+};
+
+static int run_timed(void *ctx)
+{
+	struct timed_save *t = ctx;
+	int r = save(t->top, &t->effect, t->first, t->end, &t->failed, &t->count);
+
+	atomic_fetch_sub(&t->top->pins, 1);
+	free(t);
+	return r;
+}
+
+/* What was saved after the time was up is as right as what was saved before; what failed, and what
+ * took too long, is all that was asked for: the policy is applied to the whole. */
+static int save_timed(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
+{
+	struct ff_store *s = top->disk->store;
+	size_t len = e->bytes ? (size_t)(e->end - e->off) : 0;
+	struct timed_save *t = malloc(sizeof *t + len);
+	int r;
+
+	if (!t)
+		return -ENOMEM;
+	*t = (struct timed_save){.top = top, .effect = *e, .first = first, .end = end};
+	if (len)
+		t->effect.bytes = memcpy(t->bytes, e->bytes, len);
+	atomic_fetch_add(&top->pins, 1);
+	r = late_run(run_timed, t, s->cfg.cbw_timeout, &s->late);
+	if (r == -EAGAIN) {
+		atomic_fetch_sub(&top->pins, 1);
+		free(t);
+	}
+	return r;
+}
+
 /* Phase 1 with the policy for failures. Returns an error only if the guest is to have it. */
 static int preserve(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
 {
@@ -242,18 +284,23 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 	uint64_t failed, count;
 	int r;
 
-	while ((r = save(top, e, first, end, &failed, &count))) {
+	for (;;) {
+		failed = first;
+		count = end - first;
+		r = d->store->cfg.cbw_timeout ? save_timed(top, e, first, end)
+		                              : save(top, e, first, end, &failed, &count);
+		if (!r)
+			return 0;
 		if (d->store->cfg.policy == FF_BREAK_GUEST_WRITE) {
 			ff_error("%s: old data cannot be saved, the guest's write fails: %s",
 			         ff_image_path(top->img), strerror(-r));
 			return r;
 		}
-		chain_break(d, failed, count, strerror(-r));
+		chain_break(d, failed, count, r);
 		if (!chain_wanted(d))
 			return 0;
 		first = failed + count;
 	}
-	return 0;
 }
 
 static bool has_unmarked(struct link *top, uint64_t first, uint64_t end)

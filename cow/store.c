@@ -20,6 +20,8 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
+enum { LATE_WAIT_MS = 10000 };
+
 const char *ff_store_libraries(void)
 {
 	static char text[96];
@@ -255,10 +257,25 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 	return r;
 }
 
+/* Jobs that hang on fleece storage still use the store: give them some time. */
+static bool all_ended(struct ff_store *s)
+{
+	for (int i = 0; i < LATE_WAIT_MS && atomic_load(&s->late) > 0; i++)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	return atomic_load(&s->late) == 0;
+}
+
 int ff_store_close(struct ff_store *store)
 {
-	int r = session_end(store);
+	int r;
 
+	if (!all_ended(store)) {
+		ff_error("%s: the storage hangs: the end of this mount is not recorded, and what "
+		         "it still does not answer is left to the end of the process",
+		         store->fleece_path);
+		return -EIO;
+	}
+	r = session_end(store);
 	if (r)
 		ff_error("%s: the clean end could not be recorded: %s", store->fleece_path,
 		         strerror(-r));

@@ -62,7 +62,8 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out);
 
 /* Makes everything durable, records the state of the sources so that a later change behind the
  * mount's back is noticed, frees the store. All disks, snapshots and readers must have been given
- * back. Not thread-safe. */
+ * back. -EIO: storage hangs; the store is not freed, and the process should end. Not thread-safe.
+ */
 int ff_store_close(struct ff_store *store);
 
 /* Is this inode one that the mount must not show (FLEECE_DIR itself, when it lies in SOURCE)?

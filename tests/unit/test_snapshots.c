@@ -403,6 +403,19 @@ Test(snapshots, full_storage_fails_the_guest_and_keeps_the_view)
 	expect(0);
 }
 
+/* With a time limit that is not reached, all is as without. */
+Test(snapshots, saves_with_a_time_limit)
+{
+	give_back();
+	fixture_close(&fx);
+	fx.config.cbw_timeout = 60;
+	fixture_open(&fx);
+	fd = live_open(&fx, "disk", &disk);
+	make_five();
+	for (int i = 0; i < SNAPS; i++)
+		expect(i);
+}
+
 static void damage(const char *file, off_t off)
 {
 	char path[200], byte;
