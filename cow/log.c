@@ -1,17 +1,18 @@
 /*
- * Logging to stderr or syslog. The two static flags are written before the first thread is made
- * and only read afterwards, so they need no lock.
+ * Logging to stderr or syslog. The two static flags are atomic: a background mount goes over to
+ * syslog when it is ready, with threads running. A line written meanwhile goes to either.
  */
 #include "ff_log.h"
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <syslog.h>
 
-static bool use_syslog;
-static enum ff_log_level threshold = FF_LOG_INFO;
+static atomic_bool use_syslog;
+static atomic_int threshold = FF_LOG_INFO;
 
 void ff_log_to_syslog(void)
 {
@@ -32,7 +33,7 @@ void ff_log(enum ff_log_level level, const char *fmt, ...)
 	char line[1024];
 	va_list ap;
 
-	if (level > threshold)
+	if ((int)level > threshold)
 		return;
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);

@@ -7,10 +7,10 @@
 
 enum ff_log_level { FF_LOG_ERROR, FF_LOG_WARNING, FF_LOG_INFO, FF_LOG_DEBUG };
 
-/* Sends later lines to syslog instead of stderr. Call once, before a second thread exists. */
+/* Sends later lines to syslog instead of stderr. Call once. */
 void ff_log_to_syslog(void);
 
-/* Shows lines up to LEVEL; FF_LOG_INFO unless called. Same rule as above. */
+/* Shows lines up to LEVEL; FF_LOG_INFO unless called. */
 void ff_log_threshold(enum ff_log_level level);
 
 void ff_log(enum ff_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -1,0 +1,462 @@
+/*
+ * Requests about names and metadata; dispatch_file.c and dispatch_dir.c have those about open files
+ * and directories.
+ *
+ * A node is referenced while a request uses it. An entry that is replied carries a lookup, which
+ * is taken back when the reply finds no one to take it (-ENOENT: the request was interrupted).
+ *
+ * A kind that says `slow` gets each mkdir and rmdir run in a thread of its own, so that the
+ * session, even a single-threaded one, serves other requests meanwhile: dropping a snapshot waits
+ * for RELEASE requests. fs->tasks counts these threads; the teardown waits for 0, and a thread's
+ * last access to fs is that decrement under tasks_lock.
+ */
+#include "fusefs/dispatch.h"
+
+#include <limits.h>
+#include <linux/limits.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+#include "ff_util.h"
+#include "fusefs/creds.h"
+#include "fusefs/inode.h"
+
+void dispatch_put_cleanup(struct node **n)
+{
+	node_put(*n);
+}
+
+struct fuse_entry_param dispatch_entry_param(const struct entry *e)
+{
+	return (struct fuse_entry_param){
+	    .ino = e->node->id,
+	    .generation = 1,
+	    .attr = e->st,
+	    .attr_timeout = e->timeout,
+	    .entry_timeout = e->timeout,
+	};
+}
+
+static void reply_entry(fuse_req_t req, const struct entry *e)
+{
+	struct fuse_entry_param p = dispatch_entry_param(e);
+	struct fs *fs = dispatch_fs(req);
+	uint64_t id = e->node->id;
+
+	if (fuse_reply_entry(req, &p) == -ENOENT)
+		node_forget(fs->nodes, id, 1);
+}
+
+/* After something was made (R is 0): replies with its entry. */
+static void reply_made(fuse_req_t req, int r, struct node *dir, const char *name)
+{
+	struct entry e;
+
+	if (r == 0)
+		r = dir->ops->lookup(dispatch_fs(req), dir, name, &e);
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else
+		reply_entry(req, &e);
+}
+
+static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct entry e;
+	int r = -ENOTDIR;
+
+	DISPATCH_NODE(dir, parent);
+	if (dir->ops->lookup)
+		r = dir->ops->lookup(dispatch_fs(req), dir, name, &e);
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else
+		reply_entry(req, &e);
+}
+
+static void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t count)
+{
+	node_forget(dispatch_fs(req)->nodes, ino, count);
+	fuse_reply_none(req);
+}
+
+static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
+{
+	for (size_t i = 0; i < count; i++)
+		node_forget(dispatch_fs(req)->nodes, forgets[i].ino, forgets[i].nlookup);
+	fuse_reply_none(req);
+}
+
+static void reply_attr(fuse_req_t req, struct node *n, struct handle *h)
+{
+	bool frozen = n->ops == &frozen_node_ops;
+	struct stat st;
+	int r = n->ops->getattr(dispatch_fs(req), n, h, &st);
+
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else
+		fuse_reply_attr(req, &st, frozen ? FS_FROZEN_TIMEOUT : FS_LIVE_TIMEOUT);
+}
+
+static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	DISPATCH_NODE(n, ino);
+	reply_attr(req, n, fi ? dispatch_handle(fi) : NULL);
+}
+
+static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                       struct fuse_file_info *fi)
+{
+	struct attr_change c = {.which = to_set, .st = *attr};
+	struct handle *h = fi ? dispatch_handle(fi) : NULL;
+	int r;
+
+	DISPATCH_NODE(n, ino);
+	r = n->ops->setattr ? n->ops->setattr(dispatch_fs(req), n, h, &c) : n->ops->denied;
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else
+		reply_attr(req, n, h);
+}
+
+static void op_readlink(fuse_req_t req, fuse_ino_t ino)
+{
+	char buf[PATH_MAX + 1];
+	int r = -EINVAL;
+
+	DISPATCH_NODE(n, ino);
+	if (n->ops->readlink)
+		r = n->ops->readlink(dispatch_fs(req), n, buf, sizeof buf);
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else
+		fuse_reply_readlink(req, buf);
+}
+
+static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
+{
+	struct caller who = dispatch_caller(req);
+	int r;
+
+	DISPATCH_NODE(dir, parent);
+	r = dir->ops->denied;
+	if (dir->ops->mknod)
+		r = dir->ops->mknod(dispatch_fs(req), dir, name, mode, rdev, &who);
+	reply_made(req, r, dir, name);
+}
+
+static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
+{
+	struct caller who = dispatch_caller(req);
+	int r;
+
+	DISPATCH_NODE(dir, parent);
+	r = dir->ops->denied;
+	if (dir->ops->symlink)
+		r = dir->ops->symlink(dispatch_fs(req), dir, name, target, &who);
+	reply_made(req, r, dir, name);
+}
+
+static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
+{
+	int r;
+
+	DISPATCH_NODE(n, ino);
+	DISPATCH_NODE(dir, parent);
+	if (!dir->ops->link)
+		r = dir->ops->denied;
+	else if (n->ops != dir->ops)
+		r = -EXDEV;
+	else
+		r = dir->ops->link(dispatch_fs(req), n, dir, name);
+	reply_made(req, r, dir, name);
+}
+
+static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	DISPATCH_NODE(dir, parent);
+	dispatch_reply_err(req, dir->ops->unlink ? dir->ops->unlink(dispatch_fs(req), dir, name)
+	                                         : dir->ops->denied);
+}
+
+static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent,
+                      const char *new_name, unsigned flags)
+{
+	int r;
+
+	DISPATCH_NODE(dir, parent);
+	DISPATCH_NODE(new_dir, new_parent);
+	if (!dir->ops->rename)
+		r = dir->ops->denied;
+	else if (!new_dir->ops->rename)
+		r = new_dir->ops->denied;
+	else if (dir->ops != new_dir->ops)
+		r = -EXDEV;
+	else
+		r = dir->ops->rename(dispatch_fs(req), dir, name, new_dir, new_name, flags);
+	dispatch_reply_err(req, r);
+}
+
+/* --- mkdir and rmdir, perhaps in a thread of their own --- */
+
+struct task {
+	fuse_req_t req;
+	struct node *dir; /* a reference */
+	bool make;        /* mkdir, else rmdir */
+	mode_t mode;
+	struct caller who;
+	char name[];
+};
+
+static void make_dir(fuse_req_t req, struct node *dir, const char *name, mode_t mode,
+                     const struct caller *who)
+{
+	int r = dir->ops->denied;
+
+	if (dir->ops->mkdir)
+		r = dir->ops->mkdir(dispatch_fs(req), dir, name, mode, who);
+	reply_made(req, r, dir, name);
+}
+
+static void remove_dir(fuse_req_t req, struct node *dir, const char *name)
+{
+	dispatch_reply_err(req, dir->ops->rmdir ? dir->ops->rmdir(dispatch_fs(req), dir, name)
+	                                        : dir->ops->denied);
+}
+
+static void *run_task(void *arg)
+{
+	struct task *t = arg;
+	struct fs *fs = dispatch_fs(t->req);
+
+	creds_detach();
+	if (t->make)
+		make_dir(t->req, t->dir, t->name, t->mode, &t->who);
+	else
+		remove_dir(t->req, t->dir, t->name);
+	node_put(t->dir);
+	free(t);
+	pthread_mutex_lock(&fs->tasks_lock);
+	if (--fs->tasks == 0)
+		pthread_cond_broadcast(&fs->tasks_done);
+	pthread_mutex_unlock(&fs->tasks_lock);
+	return NULL;
+}
+
+/* Starts TASK with all signals blocked: they are for the thread that waits for them. */
+static int start_task(struct fs *fs, struct task *t)
+{
+	sigset_t all, old;
+	pthread_t id;
+	int r;
+
+	pthread_mutex_lock(&fs->tasks_lock);
+	fs->tasks++;
+	pthread_mutex_unlock(&fs->tasks_lock);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&id, NULL, run_task, t);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r == 0) {
+		pthread_detach(id);
+		return 0;
+	}
+	pthread_mutex_lock(&fs->tasks_lock);
+	fs->tasks--;
+	pthread_mutex_unlock(&fs->tasks_lock);
+	return -r;
+}
+
+static void slowly(fuse_req_t req, struct node *dir, const char *name, bool make, mode_t mode)
+{
+	size_t len = strlen(name) + 1;
+	struct task *t = malloc(sizeof *t + len);
+	int r = -ENOMEM;
+
+	if (t) {
+		*t = (struct task){req, node_ref(dir), make, mode, dispatch_caller(req)};
+		memcpy(t->name, name, len);
+		r = start_task(dispatch_fs(req), t);
+	}
+	if (r == 0)
+		return;
+	dispatch_reply_err(req, r);
+	if (t)
+		node_put(t->dir);
+	free(t);
+}
+
+void dispatch_wait_tasks(struct fs *fs)
+{
+	FF_GUARD(&fs->tasks_lock);
+	while (fs->tasks > 0)
+		pthread_cond_wait(&fs->tasks_done, &fs->tasks_lock);
+}
+
+static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	struct caller who = dispatch_caller(req);
+
+	DISPATCH_NODE(dir, parent);
+	if (dir->ops->slow)
+		slowly(req, dir, name, true, mode);
+	else
+		make_dir(req, dir, name, mode, &who);
+}
+
+static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	DISPATCH_NODE(dir, parent);
+	if (dir->ops->slow)
+		slowly(req, dir, name, false, 0);
+	else
+		remove_dir(req, dir, name);
+}
+
+/* --- extended attributes, statfs --- */
+
+static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+	ff_autofree char *buf = size ? malloc(size) : NULL;
+	size_t len = 0;
+	int r = -ENODATA;
+
+	DISPATCH_NODE(n, ino);
+	if (size && !buf)
+		r = -ENOMEM;
+	else if (n->ops->getxattr)
+		r = n->ops->getxattr(dispatch_fs(req), n, name, buf, size, &len);
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else if (size == 0)
+		fuse_reply_xattr(req, len);
+	else
+		fuse_reply_buf(req, buf, len);
+}
+
+/* Takes the names out of a list that only an administrator sees; returns the new length. */
+static size_t without_trusted(char *list, size_t len)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < len;) {
+		size_t n = strnlen(list + i, len - i - 1) + 1;
+
+		if (strncmp(list + i, "trusted.", 8)) {
+			memmove(list + kept, list + i, n);
+			kept += n;
+		}
+		i += n;
+	}
+	return kept;
+}
+
+static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+	ff_autofree char *list = malloc(XATTR_LIST_MAX);
+	size_t len = 0;
+	int r = 0;
+
+	DISPATCH_NODE(n, ino);
+	if (!list)
+		r = -ENOMEM;
+	else if (n->ops->listxattr)
+		r = n->ops->listxattr(dispatch_fs(req), n, list, XATTR_LIST_MAX, &len);
+	if (r == 0 && fuse_req_ctx(req)->uid != 0)
+		len = without_trusted(list, len);
+	if (r == 0 && size > 0 && len > size)
+		r = -ERANGE;
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else if (size == 0)
+		fuse_reply_xattr(req, len);
+	else
+		fuse_reply_buf(req, list, len);
+}
+
+static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+                        size_t size, int flags)
+{
+	int r;
+
+	DISPATCH_NODE(n, ino);
+	r = n->ops->denied;
+	if (n->ops->setxattr)
+		r = n->ops->setxattr(dispatch_fs(req), n, name, value, size, flags);
+	dispatch_reply_err(req, r);
+}
+
+static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+	DISPATCH_NODE(n, ino);
+	dispatch_reply_err(req, n->ops->removexattr ? n->ops->removexattr(dispatch_fs(req), n, name)
+	                                            : n->ops->denied);
+}
+
+static void op_statfs(fuse_req_t req, fuse_ino_t ino)
+{
+	struct fs *fs = dispatch_fs(req);
+	struct statvfs st;
+
+	DISPATCH_NODE(n, ino);
+	if (fstatvfs(n->ops->statfs_fd ? n->ops->statfs_fd(fs, n) : fs->source_fd, &st) < 0)
+		fuse_reply_err(req, errno);
+	else
+		fuse_reply_statfs(req, &st);
+}
+
+static void want(struct fuse_conn_info *conn, unsigned caps)
+{
+	conn->want |= conn->capable & caps;
+}
+
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+	struct fs *fs = userdata;
+
+	want(conn, FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK | FUSE_CAP_ASYNC_DIO |
+	               FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
+	               FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ATOMIC_O_TRUNC |
+	               FUSE_CAP_AUTO_INVAL_DATA);
+	conn->want &=
+	    ~(unsigned)(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ |
+	                FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	conn->max_write = FS_MAX_IO;
+	conn->max_readahead = 4u << 20;
+	conn->max_background = 128;
+	conn->congestion_threshold = 96;
+	conn->time_gran = 1;
+	if (fs->conn_opts)
+		fuse_apply_conn_info_opts(fs->conn_opts, conn);
+}
+
+struct fuse_lowlevel_ops dispatch_ops(void)
+{
+	struct fuse_lowlevel_ops ops = {
+	    .init = op_init,
+	    .lookup = op_lookup,
+	    .forget = op_forget,
+	    .forget_multi = op_forget_multi,
+	    .getattr = op_getattr,
+	    .setattr = op_setattr,
+	    .readlink = op_readlink,
+	    .mknod = op_mknod,
+	    .mkdir = op_mkdir,
+	    .symlink = op_symlink,
+	    .link = op_link,
+	    .unlink = op_unlink,
+	    .rmdir = op_rmdir,
+	    .rename = op_rename,
+	    .getxattr = op_getxattr,
+	    .listxattr = op_listxattr,
+	    .setxattr = op_setxattr,
+	    .removexattr = op_removexattr,
+	    .statfs = op_statfs,
+	};
+
+	dispatch_add_file_ops(&ops);
+	dispatch_add_dir_ops(&ops);
+	return ops;
+}

@@ -1,0 +1,193 @@
+/*
+ * The frozen tree: what ff_frozen_*() and ff_reader_*() tell, and EROFS for every change.
+ *
+ * A frozen inode never changes, so names and attributes may be cached for long and pages across
+ * opens (FOPEN_KEEP_CACHE); the node ids of a later snapshot are others (see inode.c), so nothing
+ * of that is ever shown for it. Data reaches the kernel by copy, never by a page of a live file.
+ *
+ * A node holds a reference to its snapshot, and an open regular file a reader, which keeps the
+ * snapshot from being dropped. Reader, open directory and node are constant after they were made.
+ */
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <string.h>
+
+#include "ff_util.h"
+#include "fusefs/fs.h"
+#include "fusefs/inode.h"
+
+struct frozen_file {
+	struct handle h;
+	struct ff_reader *reader;
+};
+
+static struct frozen_file *file_of(struct handle *h)
+{
+	return FF_CONTAINER(h, struct frozen_file, h);
+}
+
+int frozen_entry(struct fs *fs, struct ff_snap *snap, const struct ff_frozen *f, struct entry *out)
+{
+	struct node proto = {
+	    .ops = &frozen_node_ops,
+	    .key = {(uintptr_t)snap, (uintptr_t)f},
+	    .fd = -1,
+	    .snap = snap,
+	    .frozen = f,
+	};
+
+	ff_frozen_stat(snap, f, &out->st);
+	out->timeout = FS_FROZEN_TIMEOUT;
+	return node_enter(fs->nodes, &proto, &out->node);
+}
+
+static int frozen_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out)
+{
+	const struct ff_frozen *f;
+	int r = ff_frozen_lookup(dir->snap, dir->frozen, name, &f);
+
+	return r < 0 ? r : frozen_entry(fs, ff_snap_ref(dir->snap), f, out);
+}
+
+static int frozen_getattr(struct fs *fs, struct node *node, struct handle *handle, struct stat *out)
+{
+	ff_frozen_stat(node->snap, node->frozen, out);
+	return 0;
+}
+
+static int frozen_readlink(struct fs *fs, struct node *node, char *buf, size_t size)
+{
+	const char *target = ff_frozen_readlink(node->snap, node->frozen);
+	size_t len = target ? strlen(target) : 0;
+
+	if (!target)
+		return -EINVAL;
+	if (len >= size)
+		return -ENAMETOOLONG;
+	memcpy(buf, target, len + 1);
+	return 0;
+}
+
+static int frozen_read(struct handle *h, void *buf, size_t size, off_t off, size_t *got)
+{
+	return ff_reader_read(file_of(h)->reader, buf, size, off, got);
+}
+
+static int frozen_seek(struct handle *h, off_t off, int whence, off_t *out)
+{
+	return ff_reader_seek(file_of(h)->reader, off, whence, out);
+}
+
+static int nothing_to_sync(struct handle *h, bool data_only)
+{
+	return 0;
+}
+
+static void frozen_flush(struct handle *h)
+{
+	ff_reader_flushed(file_of(h)->reader);
+}
+
+static void frozen_free(struct handle *h)
+{
+	ff_reader_close(file_of(h)->reader);
+	free(file_of(h));
+}
+
+static const struct handle_ops frozen_file_ops = {
+    .read = frozen_read,
+    .seek = frozen_seek,
+    .sync = nothing_to_sync,
+    .flush = frozen_flush,
+    .free = frozen_free,
+};
+
+static int frozen_open(struct fs *fs, struct node *node, int flags, struct handle **out)
+{
+	struct frozen_file *f;
+	int r;
+
+	if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC)
+		return -EROFS;
+	f = calloc(1, sizeof *f);
+	if (!f)
+		return -ENOMEM;
+	r = ff_reader_open(node->snap, node->frozen, &f->reader);
+	if (r < 0) {
+		free(f);
+		return r;
+	}
+	handle_init(&f->h, &frozen_file_ops, fs, node);
+	f->h.open_flags = flags & O_DIRECT ? FOPEN_DIRECT_IO : FOPEN_KEEP_CACHE;
+	*out = &f->h;
+	return 0;
+}
+
+static int dir_item(struct handle *h, off_t off, struct dir_item *out)
+{
+	const struct node *n = h->node;
+	const struct ff_frozen *f = n->frozen, *root = ff_snap_root(n->snap);
+	struct stat st;
+	int r = 0;
+
+	out->next = off + 1;
+	if (off == 0) {
+		out->name = ".";
+	} else if (off == 1) {
+		out->name = "..";
+		f = ff_frozen_parent(n->snap, f);
+	} else {
+		r = ff_frozen_entry(n->snap, n->frozen, (size_t)off - 2, &out->name, &f);
+	}
+	if (r < 0)
+		return r;
+	ff_frozen_stat(n->snap, f, &st);
+	out->ino = off == 1 && n->frozen == root ? FS_SNAPDIR_INO : st.st_ino;
+	out->type = st.st_mode & S_IFMT;
+	return 0;
+}
+
+static void dir_free(struct handle *h)
+{
+	free(h);
+}
+
+static const struct handle_ops frozen_dir_ops = {
+    .item = dir_item,
+    .sync = nothing_to_sync,
+    .free = dir_free,
+};
+
+static int frozen_opendir(struct fs *fs, struct node *node, struct handle **out)
+{
+	struct handle *h = calloc(1, sizeof *h);
+
+	if (!h)
+		return -ENOMEM;
+	handle_init(h, &frozen_dir_ops, fs, node);
+	*out = h;
+	return 0;
+}
+
+static int frozen_getxattr(struct fs *fs, struct node *node, const char *name, void *buf,
+                           size_t size, size_t *len)
+{
+	return ff_frozen_getxattr(node->snap, node->frozen, name, buf, size, len);
+}
+
+static int frozen_listxattr(struct fs *fs, struct node *node, char *buf, size_t size, size_t *len)
+{
+	return ff_frozen_listxattr(node->snap, node->frozen, buf, size, len);
+}
+
+const struct node_ops frozen_node_ops = {
+    .denied = -EROFS,
+    .lookup = frozen_lookup,
+    .getattr = frozen_getattr,
+    .readlink = frozen_readlink,
+    .open = frozen_open,
+    .opendir = frozen_opendir,
+    .getxattr = frozen_getxattr,
+    .listxattr = frozen_listxattr,
+};

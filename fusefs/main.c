@@ -1,0 +1,27 @@
+/*
+ * fleecefs: parse, then run.
+ */
+#include <stdlib.h>
+
+#include "fusefs/fuse_api.h"
+#include "fusefs/options.h"
+#include "fusefs/session.h"
+
+int main(int argc, char **argv)
+{
+	struct options o;
+	struct fuse_args args;
+	int status = EXIT_SUCCESS;
+
+	if (options_parse(argc, argv, &o, &args) < 0)
+		status = EXIT_USAGE;
+	else if (o.help)
+		options_print_help();
+	else if (o.version)
+		options_print_version();
+	else
+		status = session_run(&o, &args);
+	fuse_opt_free_args(&args);
+	options_free(&o);
+	return status;
+}

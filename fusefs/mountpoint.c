@@ -1,0 +1,197 @@
+/*
+ * SOURCE and MOUNTPOINT.
+ *
+ * Both are made absolute before anything else, for the process changes its directory and its
+ * mount may cover either. One inside the other is refused unless they are equal: a mount inside
+ * its own source would show itself for ever, and a mount above its source would cover the paths
+ * that the fleecing images give for their backing files.
+ *
+ * A mount whose process died stays, and answers every call with ENOTCONN. If it is of our type it
+ * is in the way of nothing but the new mount: it is detached.
+ */
+#include "fusefs/mountpoint.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+
+#include "ff_log.h"
+#include "ff_util.h"
+
+extern char **environ;
+
+/* Undoes the octal escapes of /proc/self/mountinfo, in place. */
+static void unescape(char *s)
+{
+	char *to = s;
+
+	for (; *s; s++) {
+		if (s[0] == '\\' && s[1] && s[2] && s[3]) {
+			*to++ = (char)((s[1] - '0') << 6 | (s[2] - '0') << 3 | (s[3] - '0'));
+			s += 3;
+		} else {
+			*to++ = *s;
+		}
+	}
+	*to = '\0';
+}
+
+/* Is the topmost mount at PATH of type fuse.fleecefs? */
+static bool is_ours(const char *path)
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	ff_autofree char *line = NULL;
+	size_t size = 0;
+	bool ours = false;
+
+	if (!f)
+		return false;
+	while (getline(&line, &size, f) > 0) {
+		char *type = strstr(line, " - "), *at = line, *end;
+
+		for (int i = 0; i < 4 && at; i++) {
+			at = strchr(at, ' ');
+			at = at ? at + 1 : NULL;
+		}
+		end = at ? strchr(at, ' ') : NULL;
+		if (!type || !end)
+			continue;
+		*end = '\0';
+		unescape(at);
+		if (!strcmp(at, path))
+			ours = !strncmp(type + 3, "fuse.fleecefs ", 14);
+	}
+	fclose(f);
+	return ours;
+}
+
+static bool detach(const char *path)
+{
+	char *const argv[] = {"fusermount3", "-u", "-z", "--", (char *)path, NULL};
+	pid_t pid;
+	int status;
+
+	if (umount2(path, MNT_DETACH) == 0)
+		return true;
+	if (posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ) != 0)
+		return false;
+	return waitpid(pid, &status, 0) == pid && status == 0;
+}
+
+bool mountpoint_recover(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) == 0 || errno != ENOTCONN || !is_ours(path))
+		return false;
+	if (!detach(path)) {
+		ff_error("%s: cannot take away a dead mount; try umount -l %s", path, path);
+		return false;
+	}
+	return true;
+}
+
+/* The absolute path of PATH, which may be a dead mount. */
+static int absolute(const char *what, const char *path, char **out)
+{
+	*out = realpath(path, NULL);
+	if (*out)
+		return 0;
+	ff_error("%s %s: %m", what, path);
+	return -errno;
+}
+
+/* Is A below B? */
+static bool is_below(const char *a, const char *b)
+{
+	size_t len = strlen(b);
+
+	if (len == 1)
+		return a[1] != '\0';
+	return !strncmp(a, b, len) && a[len] == '/';
+}
+
+static int check_directory(const char *what, const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0) {
+		int r = -errno;
+
+		ff_error("%s %s: %m%s", what, path,
+		         r == -ENOTCONN ? " (a dead mount of something else; unmount it)" : "");
+		return r;
+	}
+	if (S_ISDIR(st.st_mode))
+		return 0;
+	ff_error("%s %s: not a directory", what, path);
+	return -ENOTDIR;
+}
+
+static int open_source(const struct options *o, struct places *p)
+{
+	struct stat st;
+
+	p->source_fd = open(p->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (p->source_fd < 0) {
+		ff_error("SOURCE %s: %m", p->source);
+		return -errno;
+	}
+	if (fstatat(p->source_fd, o->snapdir, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+		ff_error("%s has an entry called '%s' already; choose another name with --snapdir",
+		         p->source, o->snapdir);
+		return -EEXIST;
+	}
+	return 0;
+}
+
+static int check_fuse(void)
+{
+	int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0 && errno != EACCES && errno != EPERM) {
+		ff_error("/dev/fuse: %m; is the fuse kernel module there (modprobe fuse)?");
+		return -errno;
+	}
+	if (fd >= 0)
+		close(fd);
+	return 0;
+}
+
+int places_find(const struct options *o, struct places *out)
+{
+	int r;
+
+	*out = (struct places){.source_fd = -1};
+	r = absolute("SOURCE", o->source, &out->source);
+	if (r == 0)
+		r = absolute("MOUNTPOINT", o->mountpoint, &out->mountpoint);
+	if (r < 0)
+		return r;
+	if (mountpoint_recover(out->mountpoint))
+		ff_warning("%s: took away a dead mount", out->mountpoint);
+	r = check_directory("SOURCE", out->source);
+	if (r == 0)
+		r = check_directory("MOUNTPOINT", out->mountpoint);
+	if (r < 0)
+		return r;
+	if (is_below(out->mountpoint, out->source) || is_below(out->source, out->mountpoint)) {
+		ff_error("%s and %s: neither may lie inside the other (they may be equal)",
+		         out->source, out->mountpoint);
+		return -EINVAL;
+	}
+	r = check_fuse();
+	return r < 0 ? r : open_source(o, out);
+}
+
+void places_free(struct places *p)
+{
+	free(p->source);
+	free(p->mountpoint);
+	if (p->source_fd >= 0)
+		close(p->source_fd);
+}

@@ -1,0 +1,402 @@
+/*
+ * A mount from beginning to end.
+ *
+ * States, in the process that serves (the child, when it goes to the background):
+ *
+ *   starting   store opened, node table made, --snapshot frozen; nothing is mounted. SIGTERM,
+ *              SIGINT and SIGHUP are blocked and thus wait; a failure ends here with a message.
+ *   mounted    the session loop runs in the main thread, which alone takes signals. A helper thread
+ *              asks the mount for its root: an answer means that the kernel and we understand each
+ *              other, and is what "ready" means. Only then the parent is told through the pipe
+ *              (one byte), stdio is closed and the log goes to syslog.
+ *   ending     the loop has ended (unmount, signal or error); unmount, wait for threads that make
+ *              or drop a snapshot, give back handles and nodes, drop the ephemeral snapshot, close
+ *              the store. In this order: the unmount first, so that nobody is served any more;
+ *              the store last, for everything refers to it.
+ *
+ * The parent waits on the pipe. End of file instead of the byte means that the child ended: its
+ * status becomes the parent's, and if it left a dead mount that is taken away.
+ *
+ * The fork comes before any thread exists. The pipe and SOURCE's descriptor are the only things
+ * that cross it.
+ */
+#include "fusefs/session.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+
+#include "ff_log.h"
+#include "ff_util.h"
+#include "fusefs/creds.h"
+#include "fusefs/dispatch.h"
+#include "fusefs/inode.h"
+#include "fusefs/mountpoint.h"
+
+#define READ_AHEAD_KB 4096
+
+struct session {
+	const struct options *o;
+	struct places places;
+	struct fuse_session *se;
+	struct fs fs;
+	int ready_fd; /* the pipe to the parent; -1 in the foreground */
+	pthread_t main_thread;
+	bool never_ready; /* set by the helper thread, read after it was joined */
+};
+
+/* Lines of libfuse become lines of our log. */
+static __attribute__((format(printf, 2, 0))) void log_libfuse(enum fuse_log_level level,
+                                                              const char *fmt, va_list ap)
+{
+	enum ff_log_level to = level <= FUSE_LOG_ERR       ? FF_LOG_ERROR
+	                       : level == FUSE_LOG_WARNING ? FF_LOG_WARNING
+	                       : level < FUSE_LOG_DEBUG    ? FF_LOG_INFO
+	                                                   : FF_LOG_DEBUG;
+	char line[1024];
+
+	vsnprintf(line, sizeof line, fmt, ap);
+	line[strcspn(line, "\n")] = '\0';
+	if (*line)
+		ff_log(to, "%s", line);
+}
+
+/* Each node that the kernel knows takes a descriptor: allow as many as we may. */
+static void raise_file_limit(void)
+{
+	FILE *f = fopen("/proc/sys/fs/nr_open", "re");
+	unsigned long max = 0;
+	struct rlimit rl;
+
+	if (f) {
+		if (fscanf(f, "%lu", &max) != 1)
+			max = 0;
+		fclose(f);
+	}
+	if (getrlimit(RLIMIT_NOFILE, &rl) < 0)
+		return;
+	if (max > rl.rlim_max && setrlimit(RLIMIT_NOFILE, &(struct rlimit){max, max}) == 0)
+		return;
+	rl.rlim_cur = rl.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &rl);
+}
+
+static int add_mount_options(struct fuse_args *args, const struct session *s)
+{
+	ff_autofree char *fsname = NULL, *escaped = NULL, *opt = NULL;
+
+	if (asprintf(&fsname, "fsname=%s", s->places.source) < 0) {
+		fsname = NULL;
+		return -ENOMEM;
+	}
+	if (fuse_opt_add_opt_escaped(&escaped, fsname) < 0 ||
+	    asprintf(&opt, "default_permissions,nosuid,nodev,subtype=fleecefs,%s", escaped) < 0)
+		return -ENOMEM;
+	if (fuse_opt_add_arg(args, "-o") < 0 || fuse_opt_add_arg(args, opt) < 0)
+		return -ENOMEM;
+	if (s->o->debug && fuse_opt_add_arg(args, "-d") < 0)
+		return -ENOMEM;
+	return 0;
+}
+
+static int open_store(struct session *s)
+{
+	const struct options *o = s->o;
+	struct ff_store_config config = {
+	    .source_fd = s->places.source_fd,
+	    .source_path = s->places.source,
+	    .fleece_path = o->fleece_dir,
+	    .cluster_size = o->cluster_size,
+	    .policy = o->policy,
+	    .cbw_timeout = o->cbw_timeout,
+	    .fleece_limit = o->fleece_limit,
+	    .fleece_reserve = o->fleece_reserve,
+	    .durable = o->durable,
+	    .exclude = (const char *const *)o->exclude,
+	    .exclude_count = o->exclude_count,
+	};
+	int r = ff_store_open(&config, &s->fs.store);
+
+	if (r < 0)
+		ff_error("%s cannot be mounted: %s", s->places.source, strerror(-r));
+	return r;
+}
+
+/* Enters the two nodes that are always there. */
+static int enter_roots(struct session *s)
+{
+	struct fs *fs = &s->fs;
+	struct node root = {.ops = &live_node_ops, .fd = -1, .pinned = true};
+	struct node snaps = {.ops = &snapdir_node_ops, .fd = -1, .pinned = true};
+	struct stat st;
+	int r;
+
+	root.fd = openat(fs->source_fd, ".", O_PATH | O_CLOEXEC);
+	if (root.fd < 0 || fstat(root.fd, &st) < 0) {
+		r = -errno;
+		if (root.fd >= 0)
+			close(root.fd);
+		return r;
+	}
+	root.key[0] = st.st_dev;
+	root.key[1] = st.st_ino;
+	r = node_enter(fs->nodes, &root, &fs->root);
+	return r < 0 ? r : node_enter(fs->nodes, &snaps, &fs->snaps);
+}
+
+static int freeze_ephemeral(struct session *s)
+{
+	const char *name = s->o->snapshot;
+	int r;
+
+	if (!name)
+		return 0;
+	r = ff_store_freeze(s->fs.store, name, FF_FREEZE_EPHEMERAL);
+	if (r < 0) {
+		ff_error("--snapshot=%s: %s", name, strerror(-r));
+		return r;
+	}
+	s->fs.ephemeral = strdup(name);
+	return s->fs.ephemeral ? 0 : -ENOMEM;
+}
+
+static void set_read_ahead(const struct statx *stx)
+{
+	char path[80], value[16];
+	int fd, n = snprintf(value, sizeof value, "%d", READ_AHEAD_KB);
+
+	snprintf(path, sizeof path, "/sys/class/bdi/%u:%u/read_ahead_kb", stx->stx_dev_major,
+	         stx->stx_dev_minor);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (write(fd, value, n) != n)
+		ff_debug("%s: %m", path);
+	close(fd);
+}
+
+/* From here on nobody listens on the terminal. */
+static void leave_terminal(struct session *s)
+{
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	ff_log_to_syslog();
+	if (fd >= 0) {
+		for (int i = 0; i < 3; i++)
+			dup2(fd, i);
+		if (fd > 2)
+			close(fd);
+	}
+	if (write(s->ready_fd, "1", 1) != 1)
+		ff_warning("nobody waited for the mount to be ready");
+	close(s->ready_fd);
+}
+
+static void *check_ready(void *arg)
+{
+	struct session *s = arg;
+	struct statx stx;
+
+	if (statx(AT_FDCWD, s->places.mountpoint, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) <
+	    0) {
+		if (!fuse_session_exited(s->se))
+			ff_error("%s: the new mount does not answer: %m", s->places.mountpoint);
+		s->never_ready = true;
+		fuse_session_exit(s->se);
+		pthread_kill(s->main_thread, SIGTERM);
+		return NULL;
+	}
+	set_read_ahead(&stx);
+	if (s->ready_fd >= 0)
+		leave_terminal(s);
+	return NULL;
+}
+
+static int loop(struct session *s)
+{
+	const struct options *o = s->o;
+	struct fuse_loop_config *config;
+	int r;
+
+	if (o->single_thread)
+		return fuse_session_loop(s->se);
+	config = fuse_loop_cfg_create();
+	if (!config)
+		return -ENOMEM;
+	fuse_loop_cfg_set_clone_fd(config, o->clone_fd);
+	fuse_loop_cfg_set_max_threads(config, o->max_threads ? o->max_threads : 64);
+	fuse_loop_cfg_set_idle_threads(config, o->max_idle_threads ? o->max_idle_threads : 16);
+	r = fuse_session_loop_mt(s->se, config);
+	fuse_loop_cfg_destroy(config);
+	return r;
+}
+
+/* Mounted: until the end of the loop. OLD: the signals to let through. */
+static int serve_mounted(struct session *s, const sigset_t *old)
+{
+	pthread_t helper;
+	int r;
+
+	s->main_thread = pthread_self();
+	r = -pthread_create(&helper, NULL, check_ready, s);
+	if (r < 0) {
+		ff_error("no thread: %s", strerror(-r));
+		fuse_session_unmount(s->se);
+		return r;
+	}
+	pthread_sigmask(SIG_SETMASK, old, NULL);
+	r = loop(s);
+	fuse_session_unmount(s->se);
+	pthread_join(helper, NULL);
+	if (r < 0)
+		ff_error("%s: the session ended: %s", s->places.mountpoint, strerror(-r));
+	dispatch_wait_tasks(&s->fs);
+	return r < 0 ? r : s->never_ready ? -EIO : 0;
+}
+
+static int serve_store(struct session *s, const sigset_t *old)
+{
+	int r = enter_roots(s);
+
+	if (r < 0)
+		ff_error("%s: %s", s->places.source, strerror(-r));
+	if (r == 0)
+		r = freeze_ephemeral(s);
+	if (r < 0)
+		return r;
+	if (s->ready_fd >= 0 && chdir("/") < 0)
+		ff_warning("/: %m");
+	if (fuse_set_signal_handlers(s->se) < 0)
+		return -EIO;
+	/* libfuse says what is wrong */
+	r = fuse_session_mount(s->se, s->places.mountpoint) < 0 ? -EIO : 0;
+	if (r == 0)
+		r = serve_mounted(s, old);
+	fuse_remove_signal_handlers(s->se);
+	return r;
+}
+
+/* The life of the process that serves, after the fork. */
+static int serve(struct session *s)
+{
+	struct fs *fs = &s->fs;
+	sigset_t ours, old;
+	int r;
+
+	sigemptyset(&ours);
+	sigaddset(&ours, SIGTERM);
+	sigaddset(&ours, SIGINT);
+	sigaddset(&ours, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &ours, &old);
+	raise_file_limit();
+	creds_setup(&fs->as_caller);
+	fs->se = s->se;
+	fs->source_fd = s->places.source_fd;
+	fs->snapdir = s->o->snapdir;
+	fs->snapdir_attr.st_mode = S_IFDIR | 0755;
+	fs->snapdir_attr.st_uid = geteuid();
+	fs->snapdir_attr.st_gid = getegid();
+	r = fs_init(fs);
+	if (r < 0)
+		return r;
+	r = open_store(s);
+	if (r == 0) {
+		int closed;
+
+		r = serve_store(s, &old);
+		fs_destroy(fs);
+		if (fs->ephemeral)
+			ff_store_drop(fs->store, fs->ephemeral);
+		free(fs->ephemeral);
+		closed = ff_store_close(fs->store);
+		return r < 0 ? r : closed;
+	}
+	fs_destroy(fs);
+	return r;
+}
+
+/* The parent: waits until the child says that the mount is ready, or ends. */
+static int wait_ready(struct session *s, pid_t child, int fd)
+{
+	int status;
+	ssize_t n;
+	char c;
+
+	do
+		n = read(fd, &c, 1);
+	while (n < 0 && errno == EINTR);
+	close(fd);
+	if (n == 1)
+		return EXIT_SUCCESS;
+	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+		;
+	mountpoint_recover(s->places.mountpoint);
+	if (WIFEXITED(status)) {
+		if (WEXITSTATUS(status) == 0)
+			ff_error("%s: unmounted before it was ready", s->places.mountpoint);
+		return WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_FAILURE;
+	}
+	ff_error("the process that serves the mount died of signal %d", WTERMSIG(status));
+	return EXIT_FAILURE;
+}
+
+static int run(struct session *s)
+{
+	int fds[2];
+	pid_t child;
+
+	s->ready_fd = -1;
+	if (s->o->foreground)
+		return serve(s) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+	if (pipe2(fds, O_CLOEXEC) < 0) {
+		ff_error("pipe: %m");
+		return EXIT_FAILURE;
+	}
+	fflush(NULL);
+	child = fork();
+	if (child < 0) {
+		ff_error("fork: %m");
+		return EXIT_FAILURE;
+	}
+	if (child > 0) {
+		close(fds[1]);
+		return wait_ready(s, child, fds[0]);
+	}
+	close(fds[0]);
+	s->ready_fd = fds[1];
+	setsid();
+	return serve(s) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int session_run(const struct options *o, struct fuse_args *args)
+{
+	struct session s = {.o = o};
+	struct fuse_lowlevel_ops ops = dispatch_ops();
+	int status = EXIT_FAILURE;
+
+	fuse_set_log_func(log_libfuse);
+	if (o->debug)
+		ff_log_threshold(FF_LOG_DEBUG);
+	if (places_find(o, &s.places) < 0)
+		goto out;
+	s.fs.conn_opts = fuse_parse_conn_info_opts(args);
+	if (!s.fs.conn_opts || add_mount_options(args, &s) < 0)
+		goto out;
+	s.se = fuse_session_new(args, &ops, sizeof ops, &s.fs);
+	if (!s.se) {
+		ff_error("fleecefs -h lists all options");
+		status = EXIT_USAGE;
+		goto out;
+	}
+	status = run(&s);
+	fuse_session_destroy(s.se);
+out:
+	free(s.fs.conn_opts);
+	places_free(&s.places);
+	return status;
+}
