@@ -92,6 +92,19 @@ static struct inode *find_path(struct inode *root, const char *rel)
 	}
 }
 
+/* A directory whose name could be taken for an image's has a mark added to it: ~ and 16 digits. */
+static void strip_marks(char *path)
+{
+	for (char *p = strchr(path, '~'); p; p = strchr(p, '~')) {
+		size_t n = strspn(p + 1, "0123456789abcdef");
+
+		if (n == 16 && (p[17] == '/' || !p[17]))
+			memmove(p, p + 17, strlen(p + 17) + 1);
+		else
+			p++;
+	}
+}
+
 struct found {
 	uint64_t ids[64];
 	unsigned n;
@@ -109,6 +122,7 @@ static void check_image(struct model *m, struct snap *s, const char *path, const
 	if (!end)
 		fail(m, "%s: not the name of a fleecing image", path);
 	*end = 0;
+	strip_marks(name);
 	ino = find_path(s->root, name);
 	if (!ino || ino->type != I_REG)
 		fail(m, "%s: the snapshot has no file %s", path, name);
