@@ -20,7 +20,9 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { LATE_WAIT_MS = 10000 };
+enum { LATE_WAIT_MS = 10000, LOCK_POLL_MS = 20, LOCK_MS = 1500, LOCK_ENDING_MS = 60000 };
+
+#define ENDING "ending\n" /* in the lock file, while the store is closed */
 
 const char *ff_store_libraries(void)
 {
@@ -112,17 +114,34 @@ static int open_fleece_dir(struct ff_store *s, const char *path)
 	return 0;
 }
 
+/* Has the holder of the lock begun to end? It says so in the file. */
+static bool holder_ends(struct ff_store *s)
+{
+	char text[sizeof ENDING];
+	size_t got;
+
+	return io_pread(s->lock_fd, text, sizeof text, 0, &got) == 0 && got == strlen(ENDING);
+}
+
+/* umount(8) returns before the daemon has come to its end, and a mount may follow at once: so a
+ * holder that ends is waited for, and one that may be about to is given a moment. */
 static int take_lock(struct ff_store *s)
 {
 	int r = io_openat(s->fleece_fd, ".lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600, &s->lock_fd);
 
-	if (!r && flock(s->lock_fd, LOCK_EX | LOCK_NB) < 0)
-		r = errno == EWOULDBLOCK ? -EBUSY : -errno;
-	if (r)
-		ff_error("%s/.lock: %s", s->fleece_path,
-		         r == -EBUSY
-		             ? "another fleecefs uses this fleece directory: unmount it first"
-		             : strerror(-r));
+	for (int waited = 0; !r; waited += LOCK_POLL_MS) {
+		if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0)
+			return io_truncate(s->lock_fd, 0);
+		if (errno != EWOULDBLOCK)
+			r = -errno;
+		else if (waited >= (holder_ends(s) ? LOCK_ENDING_MS : LOCK_MS))
+			r = -EBUSY;
+		else
+			nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000L}, NULL);
+	}
+	ff_error("%s/.lock: %s", s->fleece_path,
+	         r == -EBUSY ? "another fleecefs uses this fleece directory: unmount it first"
+	                     : strerror(-r));
 	return r;
 }
 
@@ -267,8 +286,10 @@ static bool all_ended(struct ff_store *s)
 
 int ff_store_close(struct ff_store *store)
 {
-	int r;
+	int r = io_pwrite(store->lock_fd, ENDING, strlen(ENDING), 0);
 
+	if (r)
+		ff_warning("%s/.lock: %s", store->fleece_path, strerror(-r));
 	if (!all_ended(store)) {
 		ff_error("%s: the storage hangs: the end of this mount is not recorded, and what "
 		         "it still does not answer is left to the end of the process",
