@@ -27,6 +27,28 @@ void dispatch_put_cleanup(struct node **n)
 	node_put(*n);
 }
 
+bool dispatch_in_group(void *req, gid_t gid)
+{
+	gid_t groups[256];
+	ff_autofree gid_t *many = NULL;
+	gid_t *list = groups;
+	int n;
+
+	if (fuse_req_ctx(req)->gid == gid)
+		return true;
+	n = fuse_req_getgroups(req, FF_ARRAY_SIZE(groups), groups);
+	if (n > (int)FF_ARRAY_SIZE(groups)) {
+		int room = n;
+
+		list = many = calloc(room, sizeof *many);
+		n = many ? FF_MIN(fuse_req_getgroups(req, room, many), room) : 0;
+	}
+	for (int i = 0; i < n; i++)
+		if (list[i] == gid)
+			return true;
+	return false;
+}
+
 struct fuse_entry_param dispatch_entry_param(const struct entry *e)
 {
 	return (struct fuse_entry_param){
@@ -379,12 +401,13 @@ static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
                         size_t size, int flags)
 {
+	struct caller who = dispatch_caller(req);
 	int r;
 
 	DISPATCH_NODE(n, ino);
 	r = n->ops->denied;
 	if (n->ops->setxattr)
-		r = n->ops->setxattr(dispatch_fs(req), n, name, value, size, flags);
+		r = n->ops->setxattr(dispatch_fs(req), n, name, value, size, flags, &who);
 	dispatch_reply_err(req, r);
 }
 

@@ -29,11 +29,13 @@ static inline struct handle *dispatch_handle(const struct fuse_file_info *fi)
 	return (struct handle *)(uintptr_t)fi->fh;
 }
 
+bool dispatch_in_group(void *req, gid_t gid);
+
 static inline struct caller dispatch_caller(fuse_req_t req)
 {
 	const struct fuse_ctx *c = fuse_req_ctx(req);
 
-	return (struct caller){c->uid, c->gid, c->umask};
+	return (struct caller){c->uid, c->gid, c->umask, dispatch_in_group, req};
 }
 
 /* R: 0 or -errno. */

@@ -168,11 +168,12 @@ static void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t siz
                      struct fuse_file_info *fi)
 {
 	struct handle *h = dispatch_handle(fi);
+	struct caller who = dispatch_caller(req);
 	size_t done = 0;
 	int r = -EBADF;
 
 	if (h->ops->write)
-		r = h->ops->write(h, buf, size, off, fi->flags, fi->writepage, &done);
+		r = h->ops->write(h, buf, size, off, fi->flags, fi->writepage ? NULL : &who, &done);
 	if (r < 0)
 		dispatch_reply_err(req, r);
 	else

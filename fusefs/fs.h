@@ -58,11 +58,14 @@ struct fs {
 	char *ephemeral;          /* snapdir_lock; the snapshot to drop at the end, or NULL */
 };
 
-/* Who asks. UMASK is meaningful where something is made. */
+/* Who asks. UMASK is meaningful where something is made. IN_GROUP: is GID one of the caller's
+ * groups? It takes a look at /proc, so it is a function; ASK is its argument. */
 struct caller {
 	uid_t uid;
 	gid_t gid;
 	mode_t umask;
+	bool (*in_group)(void *ask, gid_t gid);
+	void *ask;
 };
 
 /* A name that was found or made: NODE carries one more lookup, to be handed to the kernel. */
@@ -114,7 +117,7 @@ struct node_ops {
 	                size_t *len);
 	int (*listxattr)(struct fs *fs, struct node *node, char *buf, size_t size, size_t *len);
 	int (*setxattr)(struct fs *fs, struct node *node, const char *name, const void *value,
-	                size_t size, int flags);
+	                size_t size, int flags, const struct caller *who);
 	int (*removexattr)(struct fs *fs, struct node *node, const char *name);
 
 	bool slow; /* mkdir and rmdir may take seconds: dispatch.c gives them a thread of their own
@@ -132,8 +135,9 @@ struct dir_item {
 /* One kind of open file. */
 struct handle_ops {
 	int (*read)(struct handle *h, void *buf, size_t size, off_t off, size_t *got);
+	/* FLAGS: those of the open file now. WHO: NULL for the page cache's own writing back. */
 	int (*write)(struct handle *h, const void *buf, size_t size, off_t off, int flags,
-	             bool writeback, size_t *done);
+	             const struct caller *who, size_t *done);
 	int (*seek)(struct handle *h, off_t off, int whence, off_t *out);
 	int (*fallocate)(struct handle *h, int mode, off_t off, off_t len);
 	int (*copy)(struct handle *in, off_t in_off, struct handle *out, off_t off, size_t len,

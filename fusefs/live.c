@@ -15,6 +15,7 @@
 #include "fusefs/live.h"
 
 #include <fcntl.h>
+#include <linux/xattr.h>
 #include <string.h>
 #include <sys/xattr.h>
 
@@ -127,6 +128,30 @@ static int live_setattr(struct fs *fs, struct node *node, struct handle *handle,
 	r = set_metadata(node, change);
 	ff_store_change_end(fs->store);
 	return r;
+}
+
+/* A write by an ordinary user takes the set-user-id bit and the set-group-id bit, an ACL set by one
+ * the latter; without group execute permission only if he is not of the file's group. The kernel
+ * does that for cached writes to files with group execute permission, else it leaves it to us. */
+void live_drop_setid(struct fs *fs, struct node *node, const struct caller *who, bool acl)
+{
+	struct stat st;
+	mode_t drop;
+
+	if (who->uid == 0 || fstatat(node->fd, "", &st, AT_EMPTY_PATH) < 0)
+		return;
+	drop = st.st_mode & (acl ? S_ISGID : S_ISUID | S_ISGID);
+	if (!drop || !(S_ISREG(st.st_mode) || acl))
+		return;
+	if (drop & S_ISGID && (acl || !(st.st_mode & S_IXGRP)) &&
+	    who->in_group(who->ask, st.st_gid))
+		drop &= ~(mode_t)S_ISGID;
+	if (!drop)
+		return;
+	ff_store_change_begin(fs->store);
+	chmod(live_path(node->fd).s, st.st_mode & 07777 & ~drop);
+	ff_store_change_end(fs->store);
+	fuse_lowlevel_notify_inval_inode(fs->se, node->id, -1, 0);
 }
 
 static int live_readlink(struct fs *fs, struct node *node, char *buf, size_t size)
@@ -277,7 +302,7 @@ static int live_listxattr(struct fs *fs, struct node *node, char *buf, size_t si
 }
 
 static int live_setxattr(struct fs *fs, struct node *node, const char *name, const void *value,
-                         size_t size, int flags)
+                         size_t size, int flags, const struct caller *who)
 {
 	int r = 0;
 
@@ -285,6 +310,8 @@ static int live_setxattr(struct fs *fs, struct node *node, const char *name, con
 	if (setxattr(live_path(node->fd).s, name, value, size, flags) < 0)
 		r = -errno;
 	ff_store_change_end(fs->store);
+	if (r == 0 && !strcmp(name, XATTR_NAME_POSIX_ACL_ACCESS))
+		live_drop_setid(fs, node, who, true);
 	return r;
 }
 

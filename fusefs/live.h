@@ -29,6 +29,9 @@ static inline struct live_path live_path(int fd)
 int live_entry(struct fs *fs, int fd, struct entry *out);
 int live_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out);
 int live_stat(struct fs *fs, struct node *node, struct stat *out);
+/* WHO changed the node (its bytes, or an ACL if ACL is set): takes the set-id bits away that the
+ * kernel did not see to. */
+void live_drop_setid(struct fs *fs, struct node *node, const struct caller *who, bool acl);
 /* May NAME be made in DIR, or (MAKE false) taken away? */
 int live_may_change(struct fs *fs, const struct node *dir, const char *name, bool make);
 

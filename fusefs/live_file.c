@@ -257,7 +257,7 @@ static int live_read(struct handle *h, void *buf, size_t size, off_t off, size_t
 }
 
 static int live_write(struct handle *h, const void *buf, size_t size, off_t off, int flags,
-                      bool writeback, size_t *done)
+                      const struct caller *who, size_t *done)
 {
 	struct live_file *f = file_of(h);
 	struct ff_change change = {
@@ -266,13 +266,15 @@ static int live_write(struct handle *h, const void *buf, size_t size, off_t off,
 	    .off = off,
 	    .len = size,
 	    .buf = buf,
-	    .append = flags & O_APPEND && !writeback,
+	    .append = flags & O_APPEND && who,
 	};
 	int r;
 
 	if (!f->writable)
 		return -EBADF;
 	r = ff_disk_change(f->disk, &change, done);
+	if (r == 0 && who)
+		live_drop_setid(h->fs, h->node, who, false);
 	if (r == 0 && f->direct && flags & O_DSYNC)
 		r = ff_disk_sync(f->disk, f->fd, (flags & O_SYNC) != O_SYNC);
 	return r;
@@ -313,7 +315,7 @@ static int copy_in_memory(struct handle *in, off_t in_off, struct handle *out, o
 		                      in_off + (off_t)total, &got);
 
 		if (r == 0 && got > 0)
-			r = live_write(out, th->buf, got, off + (off_t)total, 0, false, &put);
+			r = live_write(out, th->buf, got, off + (off_t)total, 0, NULL, &put);
 		if (r < 0 && total == 0)
 			return r;
 		total += put;

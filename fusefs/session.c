@@ -271,6 +271,10 @@ static int serve_store(struct session *s, const sigset_t *old)
 		return r;
 	if (s->ready_fd >= 0 && chdir("/") < 0)
 		ff_warning("/: %m");
+	/* libfuse leaves ignored signals alone, and a shell ignores SIGINT for what it starts with
+	 * & */
+	signal(SIGINT, SIG_DFL);
+	signal(SIGTERM, SIG_DFL);
 	if (fuse_set_signal_handlers(s->se) < 0)
 		return -EIO;
 	/* libfuse says what is wrong */
