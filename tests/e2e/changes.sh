@@ -25,7 +25,8 @@ for size in 4K 64K; do
 	rmdir "$mnt/snapshots/second"
 	[ -z "$(images)" ] || fail "images are left: $(images)"
 	umount_fs
-	kept=$(find "$src/.fleecefs" -type f -size +0 2>/dev/null || true)
+	kept=$(find "$src/.fleecefs" -type f 2>/dev/null || true)
 	[ -z "$kept" ] || fail "disks kept aside are left: $kept"
+	rm -rf "$src/.fleecefs"
 	same_tree "$tmp/model/live" "$src"
 done

@@ -111,7 +111,7 @@ umount_fs
 
 step "full storage: the same with a filesystem that has no space left"
 
-mount -t tmpfs -o size=3m tmpfs "$fleece"
+mount -t tmpfs -o size=3m,mode=700 tmpfs "$fleece"
 mount_fs --fleece-reserve=0
 cp "$src/b.img" "$tmp/b.ref"
 mkdir "$snaps/night"

@@ -100,7 +100,7 @@ mount_fs() {
 
 # The same in the foreground, as a child whose pid is in $daemon.
 mount_fg() {
-	"$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" -f "$@" </dev/null >>"$tmp/log" 2>&1 &
+	env --default-signal=INT "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" -f "$@" </dev/null >>"$tmp/log" 2>&1 &
 	daemon=$!
 	children+=("$daemon")
 	wait_for 30 mountpoint -q "$mnt" || fail "no mount: $(cat "$tmp/log")"

@@ -31,7 +31,11 @@ def change(rng, fd):
     if kind < 0.85:
         os.pwrite(fd, rng.randbytes(length), off)
     elif kind < 0.90:
-        os.pwrite(fd, os.pread(fd, length, off), off)
+        # Not over a hole: zeros written there are saved nowhere, yet the live file has no hole then.
+        same = os.pread(fd, length, off)
+        grains = range(off - off % 4096, off + len(same), 4096)
+        if all(any(same[max(0, at - off):at - off + 4096]) for at in grains):
+            os.pwrite(fd, same, off)
     elif kind < 0.96:
         fallocate(fd, KEEP_SIZE | PUNCH_HOLE, off, length)
     else:
