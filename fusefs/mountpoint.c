@@ -84,14 +84,17 @@ static bool detach(const char *path)
 
 bool mountpoint_recover(const char *path)
 {
-	struct stat st;
+	struct statx stx;
 
-	if (stat(path, &st) == 0 || errno != ENOTCONN || !is_ours(path))
+	/* forced: the kernel may still have the attributes of a mount that died just now */
+	if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_TYPE, &stx) == 0 ||
+	    errno != ENOTCONN || !is_ours(path))
 		return false;
 	if (!detach(path)) {
 		ff_error("%s: cannot take away a dead mount; try umount -l %s", path, path);
 		return false;
 	}
+	mountpoint_recover(path); /* there may be one below */
 	return true;
 }
 
