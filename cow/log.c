@@ -17,12 +17,12 @@ static atomic_int threshold = FF_LOG_INFO;
 void ff_log_to_syslog(void)
 {
 	openlog("fleecefs", LOG_PID, LOG_DAEMON);
-	use_syslog = true;
+	atomic_store(&use_syslog, true);
 }
 
 void ff_log_threshold(enum ff_log_level level)
 {
-	threshold = level;
+	atomic_store(&threshold, level);
 }
 
 void ff_log(enum ff_log_level level, const char *fmt, ...)
@@ -38,7 +38,7 @@ void ff_log(enum ff_log_level level, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);
 	va_end(ap);
-	if (use_syslog)
+	if (atomic_load(&use_syslog))
 		syslog(priority[level], "%s%s", word[level], line);
 	else
 		fprintf(stderr, "fleecefs: %s%s\n", word[level], line);
