@@ -127,7 +127,7 @@ ParameterizedTestParameters(qcow2_faults, one_write_fails)
 	return cr_make_param_array(int, change_numbers, FF_ARRAY_SIZE(change_numbers));
 }
 
-ParameterizedTest(int *c, qcow2_faults, one_write_fails, .timeout = 120)
+ParameterizedTest(int *c, qcow2_faults, one_write_fails, .timeout = 400)
 {
 	for (unsigned turn = 0; turn < 6; turn++) {
 		enum fault kind = (enum fault[]){FAIL, SHORT, ALL_FROM_HERE}[turn % 3];
@@ -177,7 +177,7 @@ ParameterizedTestParameters(qcow2_faults, dies_between_writes)
 	return cr_make_param_array(int, change_numbers, FF_ARRAY_SIZE(change_numbers));
 }
 
-ParameterizedTest(int *c, qcow2_faults, dies_between_writes, .timeout = 120)
+ParameterizedTest(int *c, qcow2_faults, dies_between_writes, .timeout = 400)
 {
 	bool died = true;
 

@@ -64,6 +64,9 @@ void plain_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noret
 	}                                                                                          \
 	struct plain_options
 
+/* most assertions come without a message of their own */
+#pragma GCC diagnostic ignored "-Wformat-zero-length"
+
 #define PLAIN_CHECK(ok, what, ...)                                                                 \
 	do {                                                                                       \
 		if (!(ok))                                                                         \
