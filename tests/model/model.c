@@ -290,10 +290,11 @@ int main(int argc, char **argv)
 	finish(m);
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	printf("model: ok, %lu operations in %ld s: %lu snapshots, %lu remounts, %lu kills, "
-	       "%lu whole compares, %lu images read by qemu-img, %llu MiB compared; "
+	       "%lu whole compares, qemu-img checked %lu images and read %lu, %llu MiB compared; "
 	       "%lu times no shared mmap\n",
 	       m->ops, (long)(end.tv_sec - start.tv_sec), m->snaps_made, m->remounts, m->kills,
-	       m->full_compares, m->images, (unsigned long long)(m->bytes_read >> 20), m->no_mmap);
+	       m->full_compares, m->images_checked, m->images,
+	       (unsigned long long)(m->bytes_read >> 20), m->no_mmap);
 	mnt_done(&m->mnt);
 	if (m->plain && !keep)
 		mnt_remove_tree(m->live);

@@ -93,7 +93,7 @@ struct model {
 	uint8_t *buf, *buf2; /* BUF_LEN each, page-aligned */
 	char hist[HIST][HIST_LEN];
 	/* what was done, for the summary */
-	unsigned long snaps_made, remounts, kills, images, no_mmap, full_compares;
+	unsigned long snaps_made, remounts, kills, images_checked, images, no_mmap, full_compares;
 	uint64_t bytes_read;
 };
 
@@ -198,7 +198,7 @@ void check_tree_live(struct model *m);
 void check_snap_list(struct model *m);
 /* Records what SOURCE shows of each inode of the frozen tree. */
 void record_stats(struct model *m, struct inode *root);
-/* Looks at every fleecing image with qemu-img. */
+/* Lets qemu-img check every fleecing image, and read some. */
 void check_images(struct model *m);
 
 #endif
