@@ -275,11 +275,10 @@ static int start(struct prefix *p)
 	return 0;
 }
 
-/* Lets the writers end; what is left of the views must still be the same. */
-static int finish(struct prefix *p)
+/* Lets the writers end; what is left of the views must still be the same. R: how it went so far. */
+static int finish(struct prefix *p, int r)
 {
 	unsigned long long writes = 0;
-	int r = 0;
 
 	atomic_store(&p->stop, true);
 	for (unsigned t = 0; t < p->layout.threads; t++) {
@@ -359,9 +358,7 @@ int main(int argc, char **argv)
 	r = r ? r : mnt_start(&p->mnt);
 	r = r ? r : start(p);
 	if (!r) {
-		r = run(p);
-		if (finish(p))
-			r = -EIO;
+		r = finish(p, run(p));
 	}
 	if (r)
 		mnt_show_log(&p->mnt);
