@@ -105,7 +105,7 @@ static void one_op(struct model *m)
 	unsigned total = 0, i;
 	uint64_t r;
 
-	if (!m->plain && rng_one_in(&m->rng, 2500)) {
+	if (!m->plain && rng_one_in(&m->rng, 800)) {
 		op_remount(m);
 		return;
 	}
