@@ -52,35 +52,19 @@ static int open_aside(struct ff_store *s)
 	return r;
 }
 
-/* Gives the disk behind FD its name aside. Lock: paths. */
-static int keep(struct ff_disk *d, int fd)
+/* Notes that the disk lies aside: the one path that no change of names takes away. Lock: paths. */
+static int move_aside(struct ff_disk *d)
 {
-	struct ff_store *s = d->store;
 	char path[PATH_MAX], *copy;
-	const char *name;
-	int r = open_aside(s);
+	int r = aside_path(d->store, &d->id, path, sizeof path);
 
-	if (!r)
-		r = aside_path(s, &d->id, path, sizeof path);
 	if (r)
 		return r;
-	name = strrchr(path, '/') + 1;
 	copy = strdup(path);
 	if (!copy)
 		return -ENOMEM;
-	r = io_linkfd(fd, s->aside_fd, name);
-	if (r == -EEXIST) { /* the name says which inode it is: this one */
-		r = io_unlinkat(s->aside_fd, name, 0);
-		if (!r)
-			r = io_linkfd(fd, s->aside_fd, name);
-	}
-	if (r) {
-		free(copy);
-		return r;
-	}
 	free(d->path);
 	d->path = copy;
-	aside_adopt(d);
 	disk_repath(d);
 	return 0;
 }
@@ -90,6 +74,31 @@ void aside_adopt(struct ff_disk *d)
 	d->aside = true;
 	atomic_store(&d->has_aside, true);
 	atomic_fetch_add(&d->store->asides, 1);
+}
+
+/* Gives the disk behind FD its name aside. Lock: paths. */
+static int keep(struct ff_disk *d, int fd)
+{
+	struct ff_store *s = d->store;
+	char path[PATH_MAX];
+	const char *name;
+	int r = open_aside(s);
+
+	if (!r)
+		r = aside_path(s, &d->id, path, sizeof path);
+	if (r)
+		return r;
+	name = strrchr(path, '/') + 1;
+	r = io_linkfd(fd, s->aside_fd, name);
+	if (r == -EEXIST) { /* the name says which inode it is: this one */
+		r = io_unlinkat(s->aside_fd, name, 0);
+		if (!r)
+			r = io_linkfd(fd, s->aside_fd, name);
+	}
+	if (r)
+		return r;
+	aside_adopt(d);
+	return move_aside(d);
 }
 
 void aside_release(struct ff_disk *d)
@@ -194,6 +203,8 @@ static int before_loss(struct ff_store *s, int parent, const char *name,
 
 	if (r || !d)
 		return r;
+	if (d->aside && !(spared && identity_same(spared, &d->id)))
+		r = move_aside(d); /* its path may be the name that goes */
 	if (!d->aside && !(spared && identity_same(spared, &d->id))) {
 		r = keep(d, fd);
 		if (r && s->cfg.policy == FF_BREAK_SNAPSHOT) {

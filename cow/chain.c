@@ -102,19 +102,30 @@ static bool view_needs(struct link *l, uint64_t first, uint64_t count)
 	return false;
 }
 
-/* Marks the views in memory and pins them; the caller makes it last. Lock: chain. */
-static size_t mark_broken(struct ff_disk *d, uint64_t first, uint64_t count, bool all,
+/* A hidden link has no view: nobody reads it for itself. */
+static bool breaks(struct link *l, uint64_t first, uint64_t count, bool all)
+{
+	return l->snap && !atomic_load(&l->broken) && (all || view_needs(l, first, count));
+}
+
+/* Marks views in memory, pins their links and, if RECORD, announces that they are to be recorded.
+ * Lock: chain. */
+static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool all, bool record,
                           struct link **out, size_t room)
 {
 	size_t n = 0;
 
-	for (struct link *l = atomic_load(&d->top); l && n < room; l = l->older) {
-		if (atomic_load(&l->broken) || (!all && !view_needs(l, first, count)))
-			continue;
-		atomic_store(&l->broken, true);
-		atomic_fetch_add(&l->pins, 1);
-		out[n++] = l;
+	for (struct link *l = top; l && n < room; l = l->older)
+		if (breaks(l, first, count, all)) {
+			atomic_fetch_add(&l->pins, 1);
+			out[n++] = l;
+		}
+	if (n && record) {
+		FF_GUARD(&out[0]->disk->claim_lock);
+		out[0]->disk->unrecorded += (unsigned)n;
 	}
+	for (size_t i = 0; i < n; i++)
+		atomic_store(&out[i]->broken, true);
 	return n;
 }
 
@@ -124,6 +135,8 @@ static int record_broken(void *ctx)
 	struct link *l = ctx;
 	int r = ff_image_set_broken(l->img);
 
+	if (!r && atomic_load(&l->disk->durable))
+		r = ff_image_flush(l->img);
 	if (r)
 		ff_error("%s: %s: that the view is lost could not be recorded (%s): drop the "
 		         "snapshot before the next mount",
@@ -132,38 +145,60 @@ static int record_broken(void *ctx)
 	return 0;
 }
 
-static void break_views(struct ff_disk *d, uint64_t first, uint64_t count, bool all, bool hangs,
-                        const char *why)
+static void recorded(struct ff_disk *d)
+{
+	FF_GUARD(&d->claim_lock);
+	d->unrecorded--;
+	pthread_cond_broadcast(&d->claim_freed);
+}
+
+void chain_settled(struct ff_disk *d)
+{
+	FF_GUARD(&d->claim_lock);
+	while (d->unrecorded > 0)
+		pthread_cond_wait(&d->claim_freed, &d->claim_lock);
+}
+
+/* TOP NULL: from the newest. */
+static void break_views(struct ff_disk *d, struct link *top, uint64_t first, uint64_t count,
+                        bool hangs, const char *why)
 {
 	struct link *links[32];
 	size_t n;
 
 	do {
 		pthread_mutex_lock(&d->store->chain);
-		n = mark_broken(d, first, count, all, links, FF_ARRAY_SIZE(links));
+		/* A link that was taken out meanwhile has no neighbours any more. */
+		n = top && top->out ? 0
+		                    : mark_broken(top ? top : atomic_load(&d->top), first, count,
+		                                  !top, !hangs, links, FF_ARRAY_SIZE(links));
 		pthread_mutex_unlock(&d->store->chain);
 		for (size_t i = 0; i < n; i++) {
 			ff_error("%s: %s: the frozen view is lost: %s; reading it gives EIO, rmdir "
 			         "of the snapshot frees its space",
 			         d->store->fleece_path, ff_image_path(links[i]->img), why);
-			if (!hangs ||
-			    late_run(record_broken, links[i], 0, &d->store->late) == -EAGAIN)
+			if (!hangs) {
 				record_broken(links[i]);
+				recorded(d);
+			} else if (late_run(record_broken, links[i], 0, &d->store->late) ==
+			           -EAGAIN) {
+				record_broken(links[i]);
+			}
 		}
 	} while (n == FF_ARRAY_SIZE(links));
 }
 
-void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, int error)
+void chain_break(struct link *top, uint64_t first, uint64_t count, int error)
 {
 	bool hangs = error == -ETIMEDOUT;
 
-	break_views(d, first, count, false, hangs,
+	break_views(top->disk, top, first, count, hangs,
 	            hangs ? "saving took longer than cbw-timeout" : strerror(-error));
 }
 
 void chain_break_all(struct ff_disk *d, const char *why)
 {
-	break_views(d, 0, 0, true, false, why);
+	break_views(d, NULL, 0, 0, false, why);
 }
 
 bool chain_wanted(struct ff_disk *d)

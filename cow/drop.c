@@ -2,15 +2,15 @@
  * The drop: rmdir snapshots/NAME.
  *
  *   1. Wait for readers that are about to close; mark the snapshot dropped.
- *   2. Rename its directory to .dropped-SEQ: from here on it is dropped, for the next mount too.
+ *   2. Rename its directory to .dropped-NUMBER: from here on it is dropped, for the next mount too.
  *   3. Collect: links with no older one leave their chains, and so do newer hidden ones that they
  *      kept alive. The rest become hidden: what an older view reads before it comes to them is
  *      marked (never save that here) and given up; if nothing is left, and no older disk was longer
  *      (its end is what says "zeros" for older views), they leave the chain as well.
  *   4. Put right the backing names of what stayed, delete the images that left.
  *
- * A daemon killed anywhere in 3 or 4 leaves .dropped-SEQ; the next mount loads its images as hidden
- * links and collects again.
+ * A daemon killed anywhere in 3 or 4 leaves .dropped-NUMBER; the next mount loads its images as
+ * hidden links and collects again.
  *
  * Links leave a chain while names are held, the barrier is closed and the chain lock is held. A
  * writer may still be saving to such a link (it has it pinned): it finds another newest link
@@ -32,16 +32,15 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { READERS_WAIT_S = 5, QUIET_MS = 200, QUIET_TRIES = 150, KINDS = 512 };
+enum { READERS_WAIT_S = 5, QUIET_MS = 200, QUIET_TRIES = 150, LEAVE_TRIES = 100, KINDS = 512 };
 
 struct collect {
 	struct ff_store *store;
-	struct link **links; /* those whose snapshot goes */
-	size_t count;
+	struct link **links; /* hidden, or about to be */
+	size_t count, room;
 	uint64_t *saves;        /* per link: saves when it was found empty, or NOT_EMPTY */
+	struct ff_disk **disks; /* of the links, each with a reference: a link may go before it */
 	struct link *gone;      /* taken out, by `older` */
-	struct ff_disk **disks; /* touched, each with a reference */
-	size_t disk_count;
 };
 
 #define NOT_EMPTY UINT64_MAX
@@ -218,11 +217,28 @@ static uint64_t shrink(struct link *l)
 	return longest <= l->clusters && holds_nothing(l) ? saves : NOT_EMPTY;
 }
 
-static void leave_if_empty(struct collect *c)
+/* Writers are stopped, but a save is outside the barrier: it may have marked a cluster and not been
+ * counted yet, and another writer may have relied on the mark. */
+static bool is_saving(struct ff_disk *d)
 {
-	for (size_t i = 0; i < c->count; i++)
-		if (c->saves[i] != NOT_EMPTY && atomic_load(&c->links[i]->saves) == c->saves[i])
+	FF_GUARD(&d->claim_lock);
+	return d->claims != NULL;
+}
+
+/* Takes out what is still empty. True: some could not be told, for saves were under way. */
+static bool leave_if_empty(struct collect *c)
+{
+	bool again = false;
+
+	for (size_t i = 0; i < c->count; i++) {
+		if (c->saves[i] == NOT_EMPTY || c->links[i]->out)
+			continue;
+		if (is_saving(c->links[i]->disk))
+			again = true;
+		else if (atomic_load(&c->links[i]->saves) == c->saves[i])
 			take_out(c, c->links[i]);
+	}
+	return again;
 }
 
 /* Step 4 for one disk. */
@@ -255,58 +271,114 @@ static void free_gone(struct collect *c)
 		if (r && r != -ENOENT)
 			ff_warning("%s/%s/%s: cannot delete: %s", s->fleece_path, l->dir->name,
 			           ff_image_path(l->img), strerror(-r));
-		space_charge(s, -(int64_t)ff_image_allocated(l->img));
+		space_release_link(l);
 		c->gone = l->older;
 		link_free(l);
 	}
 }
 
-/* Hides the links and takes a reference to their disks, for a link may go and its disk be needed.
- */
-static void begin(struct collect *c)
+static int collect_one(struct collect *c, struct link *l)
 {
-	pthread_mutex_lock(&c->store->chain);
-	for (size_t i = 0; i < c->count; i++)
-		c->links[i]->snap = NULL;
-	pthread_mutex_unlock(&c->store->chain);
-	for (size_t i = 0; i < c->count; i++) {
-		disk_ref(c->links[i]->disk);
-		c->disks[c->disk_count++] = c->links[i]->disk;
+	if (l->collecting)
+		return 0;
+	if (c->count == c->room) {
+		size_t room = c->room ? c->room * 2 : 64;
+		void *p = realloc(c->links, room * sizeof(struct link *));
+
+		if (!p)
+			return -ENOMEM;
+		c->links = p;
+		c->room = room;
 	}
+	l->collecting = true;
+	c->links[c->count++] = l;
+	return 0;
 }
 
-void drop_collect(struct ff_store *s, struct link **links, size_t count)
+/* Hides the links, and adds the hidden ones beside them: what these hold may be needed no more. */
+static int begin(struct collect *c, struct link *const *links, size_t count)
 {
-	struct collect c = {.store = s, .links = links};
+	int r = 0;
+
+	FF_GUARD(&c->store->chain);
+	for (size_t i = 0; i < count && !r; i++) {
+		struct link *l = links[i];
+
+		if (!l)
+			continue;
+		l->snap = NULL;
+		r = collect_one(c, l);
+		for (l = atomic_load(&links[i]->newer); !r && l && !l->snap;
+		     l = atomic_load(&l->newer))
+			r = collect_one(c, l);
+		for (l = links[i]->older; !r && l && !l->snap; l = l->older)
+			r = collect_one(c, l);
+	}
+	c->saves = calloc(c->count + 1, sizeof *c->saves);
+	c->disks = calloc(c->count + 1, sizeof *c->disks);
+	if (!c->saves || !c->disks)
+		return -ENOMEM;
+	for (size_t i = 0; i < c->count; i++) {
+		disk_ref(c->links[i]->disk);
+		c->disks[i] = c->links[i]->disk;
+	}
+	return r;
+}
+
+static void let_go(struct collect *c)
+{
+	for (size_t i = 0; i < c->count; i++)
+		c->links[i]->collecting = false;
+}
+
+static void finish(struct collect *c)
+{
+	for (size_t i = 0; c->disks && i < c->count; i++)
+		if (c->disks[i])
+			disk_unref(c->disks[i]);
+	free(c->links);
+	free(c->saves);
+	free(c->disks);
+}
+
+/* The second part of step 3 and all of step 4. */
+static void shrink_and_leave(struct collect *c)
+{
 	size_t candidates = 0;
 
-	for (size_t i = 0; i < count; i++) /* close the gaps, so that disks[i] is links[i]'s */
-		if (links[i])
-			links[c.count++] = links[i];
-	memset(links + c.count, 0, (count - c.count) * sizeof(struct link *));
-	c.saves = calloc(c.count + 1, sizeof *c.saves);
-	c.disks = calloc(c.count + 1, sizeof *c.disks);
-	if (c.saves && c.disks)
-		begin(&c);
-	if (c.saves && c.disks && stop_writers(s)) {
+	for (size_t i = 0; i < c->count; i++) {
+		c->saves[i] = c->links[i]->out ? NOT_EMPTY : shrink(c->links[i]);
+		candidates += c->saves[i] != NOT_EMPTY;
+	}
+	for (int i = 0; candidates && i < LEAVE_TRIES && stop_writers(c->store); i++) {
+		bool again = leave_if_empty(c);
+
+		let_writers(c->store);
+		if (!again)
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+	let_go(c);
+	for (size_t i = 0; i < c->count; i++)
+		settle(c->disks[i]);
+	free_gone(c);
+}
+
+void drop_collect(struct ff_store *s, struct link *const *links, size_t count)
+{
+	struct collect c = {.store = s};
+
+	if (begin(&c, links, count)) {
+		ff_warning("no memory: images of dropped snapshots stay until the next mount");
+		let_go(&c);
+	} else if (stop_writers(s)) {
 		hide(&c);
 		let_writers(s);
-		for (size_t i = 0; i < c.count; i++) {
-			c.saves[i] = links[i]->out ? NOT_EMPTY : shrink(links[i]);
-			candidates += c.saves[i] != NOT_EMPTY;
-		}
-		if (candidates && stop_writers(s)) {
-			leave_if_empty(&c);
-			let_writers(s);
-		}
-		for (size_t i = 0; i < c.disk_count; i++)
-			settle(c.disks[i]);
-		free_gone(&c);
+		shrink_and_leave(&c);
+	} else {
+		let_go(&c);
 	}
-	for (size_t i = 0; i < c.disk_count; i++)
-		disk_unref(c.disks[i]);
-	free(c.saves);
-	free(c.disks);
+	finish(&c);
 	for (struct fleece_dir *dir = s->hidden, *next; dir; dir = next) {
 		next = dir->next_hidden;
 		if (dir->links == 0)
@@ -346,29 +418,39 @@ static void unpublish(struct ff_snap *snap)
 	clock_gettime(CLOCK_REALTIME, &s->changed);
 }
 
+int drop_rename(struct ff_store *s, const char *name, char *out, size_t size)
+{
+	int r;
+
+	/* Numbers are free but for what earlier mounts left. */
+	do {
+		snprintf(out, size, DROPPED "%llu", (unsigned long long)s->next_drop++);
+		r = io_renameat(s->fleece_fd, name, s->fleece_fd, out, RENAME_NOREPLACE);
+	} while (r == -EEXIST);
+	return r;
+}
+
 int drop_snap(struct ff_snap *snap)
 {
 	struct ff_store *s = snap->store;
 	char hidden[40];
-	char *name;
+	char *name = NULL;
 	int r;
 
-	snprintf(hidden, sizeof hidden, DROPPED "%llu", (unsigned long long)snap->seq);
-	name = strdup(hidden);
-	r = name ? wait_for_readers(snap) : -ENOMEM;
+	r = wait_for_readers(snap);
 	if (!r) {
-		r = io_renameat(s->fleece_fd, snap->dir->name, s->fleece_fd, hidden,
-		                RENAME_NOREPLACE);
+		r = drop_rename(s, snap->dir->name, hidden, sizeof hidden);
 		if (r == -ENOENT)
-			r = 0; /* somebody removed it by hand: nothing left to keep */
+			r = 0; /* somebody removed it by hand */
 		if (r)
 			ff_error("%s/%s: cannot drop: %s", s->fleece_path, snap->dir->name,
 			         strerror(-r));
 	}
+	if (!r && !(name = strdup(hidden)))
+		r = -ENOMEM; /* it is dropped on storage, and will be for the next mount */
 	if (r) {
 		FF_GUARD(&snap->lock);
 		snap->dropped = false;
-		free(name);
 		return r;
 	}
 	free(snap->dir->name);

@@ -60,13 +60,15 @@ struct link {
 	struct ff_image *img;
 	struct ff_disk *disk;
 	struct fleece_dir *dir;
-	uint64_t clusters;          /* of the disk at the freeze */
-	struct link *_Atomic newer; /* release/acquire; NULL: live comes next */
-	struct link *older;         /* lock: chain */
-	struct ff_snap *snap;       /* lock: chain; NULL: hidden, only older ones need it */
-	bool out;                   /* lock: chain; no longer in its chain, about to be freed */
-	atomic_bool broken;         /* set before the guest goes on; never cleared */
-	atomic_bool unflushed;      /* saves since the last flush began */
+	uint64_t clusters;            /* of the disk at the freeze */
+	struct link *_Atomic newer;   /* release/acquire; NULL: live comes next */
+	struct link *older;           /* lock: chain */
+	struct ff_snap *snap;         /* lock: chain; NULL: hidden, only older ones need it */
+	bool collecting;              /* lock: admin; drop_collect() has it in hand */
+	bool charged;                 /* lock: admin; its allocation counts as used space */
+	bool out;                     /* lock: chain; no longer in its chain, about to be freed */
+	atomic_bool broken;           /* set before the guest goes on; never cleared */
+	atomic_uint_fast64_t flushed; /* that many of the saves are durable */
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
 	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
 };
@@ -87,6 +89,8 @@ struct ff_disk {
 	pthread_mutex_t claim_lock; /* claims */
 	pthread_cond_t claim_freed;
 	struct claim *claims;
+	unsigned unrecorded; /* broken views that storage does not know of yet */
+	atomic_bool durable; /* a view of it was promised to survive power loss */
 	pthread_mutex_t append;
 	pthread_mutex_t fd_lock; /* opening of the two */
 	_Atomic int path_fd;     /* O_PATH, -1 until a handle was opened */
@@ -142,6 +146,7 @@ struct ff_store {
 	struct timespec changed;   /* lock: snaps_lock */
 	struct fleece_dir *hidden; /* lock: admin; directories of dropped snapshots */
 	uint64_t next_seq;         /* lock: admin */
+	uint64_t next_drop;        /* lock: admin; for names of dropped snapshots */
 	atomic_uint late;          /* jobs on fleece storage that nobody waits for any more */
 	atomic_uint epoch;         /* raised by each freeze before it looks at the sources */
 	pthread_mutex_t disks_lock;
@@ -177,13 +182,16 @@ struct owner {
 /* Who holds the clusters from FIRST for a reader of LINK: length of the run, at most MAX, with the
  * same owner. Lock-free; the caller holds the `reads` barrier or the chain still. */
 uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct owner *out);
-/* Breaks, for good, every view that needed one of these clusters, which could not be saved: ERROR
- * says why. -ETIMEDOUT: the storage hangs, and recording it there is not waited for. */
-void chain_break(struct ff_disk *d, uint64_t first, uint64_t count, int error);
+/* Breaks, for good, every view from TOP's to the oldest that needed one of these clusters, which
+ * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and recording it there
+ * is not waited for. */
+void chain_break(struct link *top, uint64_t first, uint64_t count, int error);
 /* Breaks every view of the disk. */
 void chain_break_all(struct ff_disk *d, const char *why);
 /* Is some view of the disk still worth saving for? */
 bool chain_wanted(struct ff_disk *d);
+/* Waits until storage knows of every view that broke: a write may go on unsaved only after that. */
+void chain_settled(struct ff_disk *d);
 struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap *snap,
                       struct ff_image *img);
 void link_free(struct link *l);
@@ -204,9 +212,12 @@ void snap_publish(struct ff_snap *snap);
 void snap_set_name(struct ff_snap *snap, char *name);
 bool snap_name_valid(const char *name);
 int drop_snap(struct ff_snap *snap);
-/* Takes every link out that no older visible one needs, deletes their images, shrinks the rest, and
- * puts backing names right. Locks: admin. */
-void drop_collect(struct ff_store *s, struct link **links, size_t count);
+/* Of these links, which become hidden, and of the hidden ones beside them in their chains: takes
+ * out what no older visible one needs, deletes the images, shrinks the rest, and puts backing names
+ * right. NULLs are skipped. Locks: admin. */
+void drop_collect(struct ff_store *s, struct link *const *links, size_t count);
+/* Gives the directory NAME a name of a dropped snapshot's, in OUT. */
+int drop_rename(struct ff_store *s, const char *name, char *out, size_t size);
 void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir);
 int recover(struct ff_store *s);
 
@@ -240,6 +251,11 @@ void aside_adopt(struct ff_disk *d);
 void aside_sweep(struct ff_store *s);
 
 /* --- space.c --- */
+/* Counts what the link's image has allocated already; once. */
+int space_charge_link(struct link *l);
+void space_release_link(struct link *l);
+/* Counts it even beyond the limit: it is there. */
+void space_adopt_link(struct link *l);
 int space_charge(void *store, int64_t bytes);
 
 #endif

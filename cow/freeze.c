@@ -130,6 +130,8 @@ static int make_image(struct freeze *f, const struct ff_frozen *inode, const cha
 	if (r)
 		ff_error("%s/%s/%s: cannot make the fleecing image: %s", f->store->fleece_path,
 		         f->snap->dir->name, path, strerror(-r));
+	else
+		ff_image_park(*out); /* a tree may have more files than we may have descriptors */
 	return r;
 }
 
@@ -208,7 +210,6 @@ static struct ff_image *adopt(struct freeze *f, const struct ff_frozen *inode)
 	    desc->disk_btime_nsec == inode->btime_nsec &&
 	    strcmp(ff_image_path(spare->img), inode->image) == 0)
 		return ff_take_ptr(&spare->img);
-	drop_image(ff_take_ptr(&spare->img)); /* it may stand where the right one goes */
 	return NULL;
 }
 
@@ -225,23 +226,17 @@ static int set_path(struct ff_disk *d, const char *path)
 	return 0;
 }
 
-/* A disk's part of steps 2 and 3. */
-static int prepare_disk(struct freeze *f, uint32_t number)
+/* A disk's part of steps 2 and 3. IMG: the spare that was adopted, or NULL; ours to keep. */
+static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 {
 	struct ff_snap *snap = f->snap;
 	struct ff_frozen *inode = &snap->tree->inodes[snap->tree->disks[number]];
 	struct identity id = {f->store->source_dev, inode->st.st_ino, inode->btime_sec,
 	                      inode->btime_nsec};
-	struct ff_image *img;
 	struct ff_disk *d;
 	struct link *l, *top;
-	int r;
+	int r = img ? 0 : make_image(f, inode, inode->image, &img);
 
-	inode->image = names_image(inode->path, snap->seq);
-	if (!inode->image)
-		return -ENOMEM;
-	img = adopt(f, inode);
-	r = img ? 0 : make_image(f, inode, inode->image, &img);
 	if (r)
 		return r;
 	r = disk_find(f->store, &id, true, &d);
@@ -256,20 +251,45 @@ static int prepare_disk(struct freeze *f, uint32_t number)
 		return -ENOMEM;
 	}
 	snap->links[number] = l;
+	if (f->store->cfg.durable)
+		atomic_store(&l->disk->durable, true);
 	if (atomic_load(&l->disk->has_aside))
 		inode->st.st_nlink--;
-	r = set_path(l->disk, inode->path);
+	r = space_charge_link(l);
+	if (!r)
+		r = set_path(l->disk, inode->path);
 	if (!r)
 		r = link_set_backing(l, NULL);
 	top = atomic_load(&l->disk->top);
 	if (!r && top)
 		r = link_set_backing(top, l);
+	ff_image_park(l->img);
 	return r;
+}
+
+/* Takes the spares that fit, and removes the others before images are made where they stand. */
+static int adopt_all(struct freeze *f, struct ff_image **images)
+{
+	struct tree *t = f->snap->tree;
+
+	for (uint32_t i = 0; i < t->disk_count; i++) {
+		struct ff_frozen *inode = &t->inodes[t->disks[i]];
+
+		inode->image = names_image(inode->path, f->snap->seq);
+		if (!inode->image)
+			return -ENOMEM;
+		images[i] = adopt(f, inode);
+	}
+	for (size_t i = 0; i < f->spare_count; i++)
+		if (f->spares[i].img)
+			drop_image(ff_take_ptr(&f->spares[i].img));
+	return 0;
 }
 
 /* Steps 2 and 3; names are held. */
 static int prepare(struct freeze *f, unsigned *epoch)
 {
+	ff_autofree struct ff_image **images = NULL;
 	struct ff_snap *snap = f->snap;
 	int r;
 
@@ -278,14 +298,17 @@ static int prepare(struct freeze *f, unsigned *epoch)
 	if (r)
 		return r;
 	snap->links = calloc((size_t)snap->tree->disk_count + 1, sizeof(struct link *));
-	if (!snap->links)
+	images = calloc((size_t)snap->tree->disk_count + 1, sizeof *images);
+	if (!snap->links || !images)
 		return -ENOMEM;
 	snap->link_count = snap->tree->disk_count;
-	for (uint32_t i = 0; i < snap->tree->disk_count && !r; i++)
-		r = prepare_disk(f, i);
-	for (size_t i = 0; i < f->spare_count; i++)
-		if (f->spares[i].img)
-			drop_image(ff_take_ptr(&f->spares[i].img));
+	r = adopt_all(f, images);
+	for (uint32_t i = 0; i < snap->tree->disk_count; i++) {
+		if (!r)
+			r = prepare_disk(f, i, images[i]);
+		else if (images[i])
+			drop_image(images[i]);
+	}
 	return r;
 }
 
@@ -294,7 +317,7 @@ static int look_again(struct freeze *f, uint32_t number)
 {
 	struct ff_snap *snap = f->snap;
 	struct ff_frozen *inode = &snap->tree->inodes[snap->tree->disks[number]];
-	struct link *l = snap->links[number];
+	struct link *l = snap->links[number], *top;
 	struct ff_image *img;
 	struct stat st;
 	int r = disk_stat(l->disk, &st);
@@ -308,6 +331,13 @@ static int look_again(struct freeze *f, uint32_t number)
 	inode->st.st_mode = st.st_mode;
 	if ((uint64_t)st.st_size == ff_image_desc(l->img)->size)
 		return 0;
+	/* Nothing may name an image that is not there, should we be killed here. */
+	top = atomic_load(&l->disk->top);
+	if (top)
+		r = link_set_backing(top, NULL);
+	if (r)
+		return r;
+	space_release_link(l);
 	ff_image_unlink(l->img);
 	r = make_image(f, inode, inode->image, &img);
 	if (r)
@@ -316,7 +346,10 @@ static int look_again(struct freeze *f, uint32_t number)
 	l->img = img;
 	l->clusters = ff_image_clusters(img);
 	ff_image_set_budget(img, space_charge, f->store);
-	return link_set_backing(l, NULL);
+	r = space_charge_link(l);
+	if (!r)
+		r = link_set_backing(l, NULL);
+	return r || !top ? r : link_set_backing(top, l);
 }
 
 /* Step 4. */
@@ -365,6 +398,7 @@ static void undo(struct freeze *f)
 		top = atomic_load(&l->disk->top);
 		if (top)
 			link_set_backing(top, NULL);
+		space_release_link(l);
 		ff_image_unlink(l->img);
 		link_free(l);
 	}

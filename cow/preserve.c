@@ -155,11 +155,10 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 	}
 	if (!saves)
 		return 0;
-	r = ff_image_save(top->img, first, count, buf, wanted, top->disk->store->cfg.durable);
-	if (!r) {
-		atomic_store(&top->unflushed, true);
+	r = ff_image_save(top->img, first, count, buf, wanted,
+	                  top->disk->store->cfg.durable || atomic_load(&top->disk->durable));
+	if (!r)
 		atomic_fetch_add(&top->saves, saves);
-	}
 	return r;
 }
 
@@ -296,7 +295,7 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 			         ff_image_path(top->img), strerror(-r));
 			return r;
 		}
-		chain_break(d, failed, count, r);
+		chain_break(top, failed, count, r);
 		if (!chain_wanted(d))
 			return 0;
 		first = failed + count;
@@ -385,6 +384,7 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 			atomic_fetch_sub(&saved->pins, 1);
 			return r;
 		}
+		chain_settled(d); /* another thread may have broken what we did not save */
 	}
 	r = change_source(c, done);
 	/* After the change: a freeze that does not see this has the change's times already. */
@@ -449,34 +449,51 @@ int ff_disk_change(struct ff_disk *disk, const struct ff_change *c, size_t *done
 	return r ? r : change_aligned(disk, &limited, done);
 }
 
-/* Pins up to ROOM links with unflushed saves. */
-static size_t unflushed_links(struct ff_disk *d, struct link **out, size_t room)
+struct to_flush {
+	struct link *link;
+	uint64_t saves; /* that will be durable */
+};
+
+/* Pins up to ROOM links with saves that are not known to be durable. */
+static size_t unflushed_links(struct ff_disk *d, struct to_flush *out, size_t room)
 {
 	size_t n = 0;
 
 	FF_GUARD(&d->store->chain);
-	for (struct link *l = atomic_load(&d->top); l && n < room; l = l->older)
-		if (atomic_exchange(&l->unflushed, false)) {
+	for (struct link *l = atomic_load(&d->top); l && n < room; l = l->older) {
+		uint64_t saves = atomic_load(&l->saves);
+
+		if (saves != atomic_load(&l->flushed)) {
 			atomic_fetch_add(&l->pins, 1);
-			out[n++] = l;
+			out[n++] = (struct to_flush){l, saves};
 		}
+	}
 	return n;
+}
+
+static int flush_link(const struct to_flush *f)
+{
+	uint64_t before = atomic_load(&f->link->flushed);
+	int r = ff_image_flush(f->link->img);
+
+	while (!r && before < f->saves &&
+	       !atomic_compare_exchange_weak(&f->link->flushed, &before, f->saves))
+		;
+	atomic_fetch_sub(&f->link->pins, 1);
+	return r;
 }
 
 int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only)
 {
-	struct link *links[16];
+	struct to_flush links[16];
 	size_t n;
 	int r = 0;
 
 	do {
 		n = unflushed_links(disk, links, FF_ARRAY_SIZE(links));
 		for (size_t i = 0; i < n; i++) {
-			int e = ff_image_flush(links[i]->img);
+			int e = flush_link(&links[i]);
 
-			if (e)
-				atomic_store(&links[i]->unflushed, true);
-			atomic_fetch_sub(&links[i]->pins, 1);
 			r = r ? r : e;
 		}
 	} while (n == FF_ARRAY_SIZE(links) && !r);

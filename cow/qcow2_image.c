@@ -265,6 +265,11 @@ const char *ff_image_backing(const struct ff_image *img)
 	return img->head.backing;
 }
 
+bool ff_image_backing_is_image(const struct ff_image *img)
+{
+	return strcmp(img->head.format, "qcow2") == 0;
+}
+
 uint64_t ff_image_allocated(const struct ff_image *img)
 {
 	return atomic_load(&img->allocated);

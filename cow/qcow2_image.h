@@ -62,6 +62,8 @@ const char *ff_image_path(const struct ff_image *img);
 uint64_t ff_image_clusters(const struct ff_image *img);
 /* The backing file's name as it stands in the header. Valid until the next set_backing. */
 const char *ff_image_backing(const struct ff_image *img);
+/* Is that file an image (format qcow2), and not the source (raw)? */
+bool ff_image_backing_is_image(const struct ff_image *img);
 /* Bytes of data clusters, and of tables, that the image has allocated. */
 uint64_t ff_image_allocated(const struct ff_image *img);
 

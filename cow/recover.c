@@ -2,7 +2,7 @@
  * At mount: what FLEECE_DIR holds becomes snapshots and chains again.
  *
  *   1. Read each directory: with a manifest it is a snapshot; without one it is an interrupted
- * mkdir and becomes .dropped-…; .dropped-… holds hidden images. A manifest that cannot be used
+ * mkdir and becomes .dropped-N; .dropped-N holds hidden images. A manifest that cannot be used
  * makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones.
  *   2. Load the images. One that is missing or invalid is a hole in its disk's chain: every older
  *      view of that disk may have needed it and is broken.
@@ -55,7 +55,6 @@ struct recovery {
 	size_t hidden_count;
 	enum ending ending;
 	struct ending_record *record;
-	bool any;            /* there are snapshots, if only dropped ones */
 	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
 };
 
@@ -79,6 +78,13 @@ static int add_found(struct recovery *rc, const struct found *f)
 	return 0;
 }
 
+static void fleece_dir_close(struct fleece_dir *dir)
+{
+	close(dir->fd);
+	free(dir->name);
+	free(dir);
+}
+
 static int open_dir(struct ff_store *s, const char *name, struct fleece_dir **out)
 {
 	struct fleece_dir *dir = calloc(1, sizeof *dir);
@@ -95,6 +101,14 @@ static int open_dir(struct ff_store *s, const char *name, struct fleece_dir **ou
 	}
 	*out = dir;
 	return 0;
+}
+
+/* Is the image itself no good? Other errors may pass, and must not cost a view for good: then the
+ * mount fails, and can be tried again. */
+static bool is_lost(int error)
+{
+	return error == -EINVAL || error == -ENOENT || error == -ELOOP || error == -ENOTDIR ||
+	       error == -EISDIR || error == -EIO || error == -EFBIG;
 }
 
 /* Loads every image below the directory, for want of a manifest. PATH is a buffer of PATH_MAX. */
@@ -118,17 +132,26 @@ static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap 
 		if (len + n + 2 > PATH_MAX)
 			continue;
 		memcpy(path + len, e->d_name, n + 1);
-		if (io_openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &sub) == 0) {
+		r = io_openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &sub);
+		if (!r) {
 			path[len + n] = '/';
 			r = load_all(rc, dir, snap, sub, path, len + n + 1);
 			continue;
 		}
+		if (!is_lost(r))
+			break;
+		r = 0;
 		if (n > 6 && strcmp(e->d_name + n - 6, ".qcow2") == 0) {
 			struct found f = {.dir = dir, .snap = snap}; /* durable? who knows */
 			const struct ff_image_desc *desc;
 
-			if (ff_image_load(dir->fd, path, &f.img))
-				continue; /* said in the log; nobody can tell whose it was */
+			r = ff_image_load(dir->fd, path, &f.img);
+			if (r && is_lost(r)) {
+				r = 0; /* said in the log; the older one that names it knows */
+				continue;
+			}
+			if (r)
+				break;
 			desc = ff_image_desc(f.img);
 			f.ino = desc->disk_ino;
 			f.btime_sec = desc->disk_btime_sec;
@@ -157,7 +180,7 @@ static int take_hidden(struct recovery *rc, const char *name)
 	int r = open_dir(rc->store, name, &dir);
 
 	if (r)
-		return 0;
+		return is_lost(r) ? 0 : r;
 	dir->next_hidden = rc->store->hidden;
 	rc->store->hidden = dir;
 	return load_below(rc, dir, NULL);
@@ -181,7 +204,10 @@ static int take_images(struct recovery *rc, struct ff_snap *snap, const struct m
 		                  m->durable};
 		const struct ff_image_desc *desc;
 
-		if (ff_image_load(snap->dir->fd, inode->image, &f.img) == 0) {
+		r = ff_image_load(snap->dir->fd, inode->image, &f.img);
+		if (r && !is_lost(r))
+			return r;
+		if (r == 0) {
 			desc = ff_image_desc(f.img);
 			if (desc->seq != f.seq || desc->disk_ino != f.ino ||
 			    desc->disk_btime_sec != f.btime_sec ||
@@ -224,19 +250,18 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	int r = open_dir(s, name, &dir), bad;
 
 	if (r)
-		return 0;
+		return is_lost(r) ? 0 : r;
 	bad = manifest_read(dir->fd, name, &m);
 	if (bad == -ENOENT) { /* a mkdir that did not come to its end */
-		close(dir->fd);
-		free(dir->name);
-		free(dir);
-		snprintf(hidden, sizeof hidden, DROPPED "cut-%x", (unsigned)rc->count);
-		r = io_renameat(s->fleece_fd, name, s->fleece_fd, hidden, RENAME_NOREPLACE);
+		fleece_dir_close(dir);
+		r = drop_rename(s, name, hidden, sizeof hidden);
 		ff_info("%s/%s: an interrupted mkdir is undone", s->fleece_path, name);
 		return r ? r : take_hidden(rc, hidden);
 	}
-	if (bad == -ENOMEM)
+	if (bad && !is_lost(bad)) {
+		fleece_dir_close(dir);
 		return bad;
+	}
 	snap = snap_new(s, name, bad ? 0 : m.seq);
 	if (!snap)
 		return -ENOMEM;
@@ -255,10 +280,26 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	return snap->links ? 0 : -ENOMEM;
 }
 
-/* Calls FN for each directory of a snapshot, dropped or not. */
-static int each_dir(struct recovery *rc, int (*fn)(struct recovery *rc, const char *name))
+struct names {
+	char **list;
+	size_t count;
+};
+
+static int add_name(struct names *names, const char *name)
 {
-	int fd, r = io_openat(rc->store->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
+	void *p = realloc(names->list, (names->count + 1) * sizeof(char *));
+
+	if (!p)
+		return -ENOMEM;
+	names->list = p;
+	names->list[names->count] = strdup(name);
+	return names->list[names->count] ? (names->count++, 0) : -ENOMEM;
+}
+
+/* The names of all directories of snapshots, dropped or not. */
+static int list_dirs(struct ff_store *s, struct names *names)
+{
+	int fd, r = io_openat(s->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
 	struct dirent *e;
 	DIR *d;
 
@@ -274,21 +315,21 @@ static int each_dir(struct recovery *rc, int (*fn)(struct recovery *rc, const ch
 
 		if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode) &&
 		    (is_dropped(e->d_name) || snap_name_valid(e->d_name)))
-			r = fn(rc, e->d_name);
+			r = add_name(names, e->d_name);
 	}
 	closedir(d);
 	return r;
 }
 
-static int take_note(struct recovery *rc, const char *name)
+/* Takes the directories; the names were read before, for an interrupted mkdir is renamed here. */
+static int take_dirs(struct recovery *rc, const struct names *names)
 {
-	rc->any = true;
-	return 0;
-}
+	int r = 0;
 
-static int take_dir(struct recovery *rc, const char *name)
-{
-	return is_dropped(name) ? take_hidden(rc, name) : take_snapshot(rc, name);
+	for (size_t i = 0; i < names->count && !r; i++)
+		r = is_dropped(names->list[i]) ? take_hidden(rc, names->list[i])
+		                               : take_snapshot(rc, names->list[i]);
+	return r;
 }
 
 static int by_disk_and_age(const void *a, const void *b)
@@ -350,11 +391,45 @@ static char *find_source(struct recovery *rc, struct ff_image *newest, const str
 	return NULL;
 }
 
+/* The number of the image that follows in the chain according to the header of this one; 0: none
+ * does, the source comes next. */
+static uint64_t next_named(const struct found *f)
+{
+	const char *name = ff_image_backing(f->img), *base = strrchr(name, '/'), *at = NULL;
+	char target[PATH_MAX];
+	size_t n = strlen(name);
+	ssize_t len;
+
+	if (!ff_image_backing_is_image(f->img))
+		return 0;
+	if (n > 8 && strcmp(name + n - 8, ".backing") == 0) { /* a symlink: see chain.c */
+		len = readlinkat(f->dir->fd, base ? base + 1 : name, target, sizeof target - 1);
+		target[len < 0 ? 0 : len] = '\0';
+		name = target;
+	}
+	for (const char *p = name; (p = strstr(p, "-fleece-")); p++)
+		at = p;
+	return at ? strtoull(at + strlen("-fleece-"), NULL, 10) : UINT64_MAX;
+}
+
+/* Does the image name a next one that is not there? Its clusters are lost, then, to this view and
+ * to all older ones, whatever else says that it is well. */
+static bool names_a_lost_one(const struct found *f, size_t n, size_t i)
+{
+	uint64_t seq = next_named(&f[i]);
+
+	for (size_t k = 0; k < n && seq; k++)
+		if (f[k].img && f[k].seq == seq)
+			return false;
+	return seq != 0;
+}
+
 /* Breaks what the ending of the last mount says, and what a lost image says. Newest first. */
 static void judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
                   bool there, const struct stat *st)
 {
 	bool torn = false, lost = false;
+	size_t i;
 
 	if (!there) {
 		chain_break_all(d, "its disk is no longer in SOURCE");
@@ -364,13 +439,13 @@ static void judge(struct recovery *rc, struct ff_disk *d, const struct found *f,
 		chain_break_all(d, "its disk was changed while fleecefs was not mounted");
 		return;
 	}
-	while (n-- > 0) {
-		torn |= !f[n].durable && (rc->ending == ENDED_TORN || rc->ending == ENDED_NEVER);
-		lost |= f[n].img == NULL;
-		if (!f[n].img || !(torn || lost))
+	for (i = n; i-- > 0;) {
+		torn |= !f[i].durable && (rc->ending == ENDED_TORN || rc->ending == ENDED_NEVER);
+		lost |= f[i].img == NULL || names_a_lost_one(f, n, i);
+		if (!f[i].img || !(torn || lost))
 			continue;
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)
-			if (l->img == f[n].img && !atomic_exchange(&l->broken, true)) {
+			if (l->img == f[i].img && !atomic_exchange(&l->broken, true)) {
 				ff_error("%s: the frozen view is lost: %s", ff_image_path(l->img),
 				         torn ? "power failed before it was durable"
 				              : "a newer image that it needs is lost");
@@ -399,7 +474,10 @@ static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 	if (top)
 		atomic_store(&top->newer, l);
 	atomic_store(&d->top, l);
-	space_charge(rc->store, (int64_t)ff_image_allocated(f->img));
+	space_adopt_link(l);
+	if (f->durable)
+		atomic_store(&d->durable, true);
+	ff_image_park(l->img);
 	if (f->snap)
 		f->snap->links[f->number] = l;
 	else
@@ -494,14 +572,15 @@ static void drop_ephemeral(struct ff_store *s)
 int recover(struct ff_store *s)
 {
 	struct recovery rc = {.store = s};
+	struct names names = {0};
 	int r;
 
 	FF_GUARD(&s->admin);
-	r = each_dir(&rc, take_note);
+	r = list_dirs(s, &names);
 	if (!r)
-		r = session_check_source(s, rc.any);
+		r = session_check_source(s, names.count > 0);
 	if (!r)
-		r = each_dir(&rc, take_dir);
+		r = take_dirs(&rc, &names);
 	if (!r)
 		r = session_ending(s, &rc.ending, &rc.record);
 	for (struct ff_snap *snap = s->snaps; snap; snap = snap->next)
@@ -518,6 +597,9 @@ int recover(struct ff_store *s)
 	for (size_t i = 0; i < rc.count; i++)
 		if (rc.found[i].img && !rc.found[i].linked)
 			ff_image_free(rc.found[i].img);
+	for (size_t i = 0; i < names.count; i++)
+		free(names.list[i]);
+	free(names.list);
 	session_record_free(rc.record);
 	tree_free(rc.source);
 	free(rc.hidden);

@@ -13,6 +13,15 @@
 
 enum { RECHECK_BYTES = 64 << 20 };
 
+void space_adopt_link(struct link *l)
+{
+	struct ff_store *s = l->disk->store;
+
+	FF_GUARD(&s->space_lock);
+	s->space_used += ff_image_allocated(l->img);
+	l->charged = true;
+}
+
 /* Lock: space_lock held. */
 static void ask_for_headroom(struct ff_store *s)
 {
@@ -48,4 +57,19 @@ int space_charge(void *store, int64_t bytes)
 	}
 	s->space_used += (uint64_t)bytes;
 	return 0;
+}
+
+int space_charge_link(struct link *l)
+{
+	int r = space_charge(l->disk->store, (int64_t)ff_image_allocated(l->img));
+
+	l->charged = r == 0;
+	return r;
+}
+
+void space_release_link(struct link *l)
+{
+	if (l->charged)
+		space_charge(l->disk->store, -(int64_t)ff_image_allocated(l->img));
+	l->charged = false;
 }

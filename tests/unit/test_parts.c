@@ -171,10 +171,14 @@ Test(store, space_is_kept_free)
 	fixture_file(&fx, "disk", 100000, 1);
 	fx.config.policy = FF_BREAK_GUEST_WRITE;
 	cr_assert_eq(statvfs(fx.root, &v), 0);
-	/* More than the filesystem can ever have free. */
-	fx.config.fleece_reserve = (uint64_t)v.f_blocks * v.f_frsize + 1;
 	fixture_open(&fx);
+	/* More than the filesystem can ever have free. */
+	fx.store->cfg.fleece_reserve = (uint64_t)v.f_blocks * v.f_frsize + 1;
+	cr_assert_eq(ff_store_freeze(fx.store, "s", 0), -ENOSPC);
+	cr_assert_eq(count_images(&fx), 0);
+	fx.store->cfg.fleece_reserve = 0;
 	cr_assert_eq(ff_store_freeze(fx.store, "s", 0), 0);
+	fx.store->cfg.fleece_reserve = (uint64_t)v.f_blocks * v.f_frsize + 1;
 	for (int i = 0; i < 2; i++) {
 		struct ff_disk *disk;
 		int fd = live_open(&fx, "disk", &disk);
