@@ -134,8 +134,16 @@ static int write_first_refcounts(struct ff_image *img)
 static int write_head(struct ff_image *img, const struct qcow2_head *head)
 {
 	uint8_t buf[QCOW2_HEAD_SIZE];
-	int fd, r = image_fd(img, &fd);
+	ff_autoclose int own = -1;
+	int fd = atomic_load_explicit(&img->fd, memory_order_acquire), r = 0;
 
+	/* Every image of a chain has its header written now and then, by mkdir of all disks at
+	 * once, and most have nothing else to do: that is no reason to keep them open. */
+	if (fd < 0) {
+		r = atomic_load(&img->unlinked) ? -ENOENT
+		                                : image_open_file(img->dirfd, img->path, &own);
+		fd = own;
+	}
 	if (r)
 		return r;
 	qcow2_head_encode(head, &img->l, buf);
