@@ -42,6 +42,7 @@ fleece=$tmp/fleece
 mkdir "$src" "$mnt" "$fleece"
 children=()
 loops=()
+links=()
 
 # Ends what this test started, newest mount first, and removes its files.
 cleanup() {
@@ -60,6 +61,7 @@ cleanup() {
 	for pid in $(daemons "$tmp/"); do
 		kill -KILL "$pid" 2>/dev/null
 	done
+	[ ${#links[@]} -eq 0 ] || rm -f "${links[@]}"
 	[ -n "${KEEP-}" ] || rm -rf --one-file-system "$tmp"
 	exit "$status"
 }
