@@ -5,6 +5,8 @@
 #include <criterion/criterion.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -492,4 +494,132 @@ Test(snapshots, a_torn_down_ephemeral_one_is_dropped)
 	remount();
 	cr_assert_eq(frozen_error(&fx, "s0", "disk"), -ENOENT);
 	expect(1);
+}
+
+/* Runs a command of the shell with SOURCE and FLEECE_DIR in $S and $F. */
+static void shell(const char *command)
+{
+	char line[600];
+
+	snprintf(line, sizeof line, "S=%s; F=%s; set -e; %s", fx.source, fx.fleece, command);
+	cr_assert_eq(system(line), 0, "%s", command);
+}
+
+Test(snapshots, a_lost_hidden_image_is_noticed)
+{
+	static const char *const losses[] = {
+	    "rm $F/.dropped-*/*.qcow2",
+	    "printf X | dd of=$(ls $F/.dropped-*/*.qcow2) bs=1 seek=60 conv=notrunc status=none",
+	    "rm -r $F/.dropped-*",
+	};
+
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	for (size_t i = 0; i < FF_ARRAY_SIZE(losses); i++) {
+		freeze(0);
+		freeze(1);
+		change(0, 100000, 70 + (unsigned)i);
+		cr_assert_eq(ff_store_drop(fx.store, "s1"), 0);
+		expect(0);
+		give_back();
+		fixture_close(&fx);
+		shell(losses[i]);
+		fixture_open(&fx);
+		fd = live_open(&fx, "disk", &disk);
+		cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO, "%s", losses[i]);
+		cr_assert_eq(ff_store_drop(fx.store, "s0"), 0);
+	}
+}
+
+Test(snapshots, a_snapshot_removed_by_hand_is_noticed)
+{
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	freeze(0);
+	freeze(1);
+	change(0, 100000, 2);
+	give_back();
+	fixture_close(&fx);
+	shell("rm -r $F/s1");
+	fixture_open(&fx);
+	cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO);
+}
+
+Test(snapshots, a_hidden_image_goes_when_the_next_older_one_has_it_all)
+{
+	freeze(0);
+	change(0, 50000, 2);
+	freeze(1);
+	freeze(2);
+	change(0, 50000, 3); /* s1 needs it from s2 */
+	cr_assert_eq(ff_store_drop(fx.store, "s2"), 0);
+	cr_assert_eq(count_images(&fx), 3);
+	cr_assert_eq(ff_store_drop(fx.store, "s1"), 0);
+	cr_assert_eq(count_images(&fx), 1);
+	expect(0);
+}
+
+Test(snapshots, a_disk_aside_whose_other_name_goes_too)
+{
+	cr_assert_eq(linkat(fx.source_fd, "disk", fx.source_fd, "twin", 0), 0);
+	freeze(0);
+	cr_assert_eq(ff_store_unlink(fx.store, fx.source_fd, "twin"), 0);
+	give_back();
+	freeze(1);
+	cr_assert_eq(ff_store_unlink(fx.store, fx.source_fd, "disk"), 0);
+	fixture_file(&fx, "disk", 100, 9);
+	expect(0);
+	expect(1);
+	shell("qemu-img convert -f qcow2 -O raw $F/s0/disk-fleece-1.qcow2 $F/.out");
+	shell("cmp -n 300000 $F/.out $S/.fleecefs/.aside-*/*");
+}
+
+Test(snapshots, damaged_ones_and_interrupted_ones_do_not_get_in_each_others_way)
+{
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	make_five();
+	give_back();
+	fixture_close(&fx);
+	shell("for i in 1 2; do echo >$F/s$i/manifest; done; mkdir $F/cut1 $F/cut2 $F/cut3");
+	fixture_open(&fx);
+	for (int i = 1; i < SNAPS; i++)
+		cr_assert_eq(ff_store_drop(fx.store, name_of(i)), 0);
+	expect(0);
+	fixture_close(&fx);
+	shell("mkdir $F/cut1 $F/cut2");
+	fixture_open(&fx);
+	expect(0);
+	cr_assert_eq(ff_store_drop(fx.store, "s0"), 0);
+	cr_assert_eq(count_images(&fx), 0);
+	shell("test -z \"$(ls $F)\"");
+}
+
+static atomic_bool replacing;
+
+static void *replace_on(void *ctx)
+{
+	while (atomic_load(&replacing)) {
+		fixture_file(&fx, "new", 1000, 3);
+		cr_assert_eq(
+		    ff_store_rename(fx.store, fx.source_fd, "new", fx.source_fd, "disk", 0), 0);
+	}
+	return NULL;
+}
+
+Test(snapshots, files_replaced_during_a_freeze)
+{
+	pthread_t thread;
+	char name[16];
+
+	for (int i = 0; i < 30; i++) {
+		snprintf(name, sizeof name, "file%d", i);
+		fixture_file(&fx, name, 100, 1);
+	}
+	atomic_store(&replacing, true);
+	pthread_create(&thread, NULL, replace_on, NULL);
+	for (int i = 0; i < 40; i++) {
+		cr_assert_eq(ff_store_freeze(fx.store, "s", 0), 0);
+		cr_assert_eq(ff_store_drop(fx.store, "s"), 0);
+	}
+	atomic_store(&replacing, false);
+	pthread_join(thread, NULL);
+	cr_assert_eq(count_images(&fx), 0);
 }
