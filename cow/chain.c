@@ -145,6 +145,16 @@ static int record_broken(void *ctx)
 	return 0;
 }
 
+/* With a limit on how long a guest waits, it does not wait longer for this either. */
+static void make_it_last(struct link *l, bool hangs)
+{
+	struct ff_store *s = l->disk->store;
+	unsigned limit = s->cfg.cbw_timeout;
+
+	if (!limit || late_run(record_broken, l, hangs ? 0 : limit, &s->late) == -EAGAIN)
+		record_broken(l);
+}
+
 static void recorded(struct ff_disk *d)
 {
 	FF_GUARD(&d->claim_lock);
@@ -177,13 +187,9 @@ static void break_views(struct ff_disk *d, struct link *top, uint64_t first, uin
 			ff_error("%s: %s: the frozen view is lost: %s; reading it gives EIO, rmdir "
 			         "of the snapshot frees its space",
 			         d->store->fleece_path, ff_image_path(links[i]->img), why);
-			if (!hangs) {
-				record_broken(links[i]);
+			make_it_last(links[i], hangs);
+			if (!hangs)
 				recorded(d);
-			} else if (late_run(record_broken, links[i], 0, &d->store->late) ==
-			           -EAGAIN) {
-				record_broken(links[i]);
-			}
 		}
 	} while (n == FF_ARRAY_SIZE(links));
 }
