@@ -1,0 +1,285 @@
+/*
+ * Recovery, steps 1 and 2: reads the directories of FLEECE_DIR and the images in them. See
+ * recover.c.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cow/io.h"
+#include "cow/manifest.h"
+#include "cow/recovery.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+static bool is_dropped(const char *name)
+{
+	return strncmp(name, DROPPED, strlen(DROPPED)) == 0;
+}
+
+static int add_found(struct recovery *rc, const struct found *f)
+{
+	if (rc->count == rc->room) {
+		size_t room = rc->room ? rc->room * 2 : 64;
+		void *p = realloc(rc->found, room * sizeof *rc->found);
+
+		if (!p)
+			return -ENOMEM;
+		rc->found = p;
+		rc->room = room;
+	}
+	rc->found[rc->count++] = *f;
+	return 0;
+}
+
+static void fleece_dir_close(struct fleece_dir *dir)
+{
+	close(dir->fd);
+	free(dir->name);
+	free(dir);
+}
+
+static int open_dir(struct ff_store *s, const char *name, struct fleece_dir **out)
+{
+	struct fleece_dir *dir = calloc(1, sizeof *dir);
+	int r = -ENOMEM;
+
+	if (dir && (dir->name = strdup(name)))
+		r = io_openat(s->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &dir->fd);
+	if (r) {
+		ff_error("%s/%s: %s", s->fleece_path, name, strerror(-r));
+		if (dir)
+			free(dir->name);
+		free(dir);
+		return r;
+	}
+	*out = dir;
+	return 0;
+}
+
+/* Is the image itself no good? Other errors may pass, and must not cost a view for good: then the
+ * mount fails, and can be tried again. */
+static bool is_lost(int error)
+{
+	return error == -EINVAL || error == -ENOENT || error == -ELOOP || error == -ENOTDIR ||
+	       error == -EISDIR || error == -EIO || error == -EFBIG;
+}
+
+/* Loads every image below the directory, for want of a manifest. PATH is a buffer of PATH_MAX. */
+static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap *snap, int fd,
+                    char *path, size_t len)
+{
+	struct dirent *e;
+	DIR *d = fdopendir(fd);
+	int r = 0;
+
+	if (!d) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while (!r && (e = readdir(d))) {
+		size_t n = strlen(e->d_name);
+		int sub;
+
+		if (e->d_name[0] == '.' && (n == 1 || (n == 2 && e->d_name[1] == '.')))
+			continue;
+		if (len + n + 2 > PATH_MAX)
+			continue;
+		memcpy(path + len, e->d_name, n + 1);
+		r = io_openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &sub);
+		if (!r) {
+			path[len + n] = '/';
+			r = load_all(rc, dir, snap, sub, path, len + n + 1);
+			continue;
+		}
+		if (!is_lost(r))
+			break;
+		r = 0;
+		if (n > 6 && strcmp(e->d_name + n - 6, ".qcow2") == 0) {
+			struct found f = {.dir = dir, .snap = snap}; /* durable? who knows */
+			const struct ff_image_desc *desc;
+
+			r = ff_image_load(dir->fd, path, &f.img);
+			if (r && is_lost(r)) {
+				r = 0; /* said in the log; the older one that names it knows */
+				continue;
+			}
+			if (r)
+				break;
+			desc = ff_image_desc(f.img);
+			f.ino = desc->disk_ino;
+			f.btime_sec = desc->disk_btime_sec;
+			f.btime_nsec = desc->disk_btime_nsec;
+			f.seq = desc->seq;
+			f.number = snap ? snap->link_count++ : 0;
+			r = add_found(rc, &f);
+		}
+	}
+	closedir(d);
+	return r;
+}
+
+static int load_below(struct recovery *rc, struct fleece_dir *dir, struct ff_snap *snap)
+{
+	char path[PATH_MAX];
+	int fd, r = io_openat(dir->fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
+
+	return r ? r : load_all(rc, dir, snap, fd, path, 0);
+}
+
+/* A directory of hidden images. */
+static int take_hidden(struct recovery *rc, const char *name)
+{
+	struct fleece_dir *dir;
+	int r = open_dir(rc->store, name, &dir);
+
+	if (r)
+		return is_lost(r) ? 0 : r;
+	dir->next_hidden = rc->store->hidden;
+	rc->store->hidden = dir;
+	return load_below(rc, dir, NULL);
+}
+
+/* The images that the manifest names. */
+static int take_images(struct recovery *rc, struct ff_snap *snap, const struct manifest *m)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < snap->tree->disk_count && !r; i++) {
+		const struct ff_frozen *inode = &snap->tree->inodes[snap->tree->disks[i]];
+		struct found f = {inode->st.st_ino,
+		                  inode->btime_sec,
+		                  inode->btime_nsec,
+		                  m->seq,
+		                  NULL,
+		                  snap->dir,
+		                  snap,
+		                  i,
+		                  m->durable};
+		const struct ff_image_desc *desc;
+
+		r = ff_image_load(snap->dir->fd, inode->image, &f.img);
+		if (r && !is_lost(r))
+			return r;
+		if (r == 0) {
+			desc = ff_image_desc(f.img);
+			if (desc->seq != f.seq || desc->disk_ino != f.ino ||
+			    desc->disk_btime_sec != f.btime_sec ||
+			    desc->disk_btime_nsec != f.btime_nsec ||
+			    desc->size != (uint64_t)inode->st.st_size) {
+				ff_error("%s/%s/%s is not the image that the manifest speaks of",
+				         rc->store->fleece_path, snap->name, inode->image);
+				ff_image_free(ff_take_ptr(&f.img));
+			}
+		} else {
+			ff_error("%s/%s/%s is lost: the frozen views that need it give EIO",
+			         rc->store->fleece_path, snap->name, inode->image);
+		}
+		r = add_found(rc, &f);
+	}
+	return r;
+}
+
+/* A tree that is a root and nothing else, for a snapshot whose manifest cannot be used. */
+static struct tree *bare_tree(int dirfd)
+{
+	struct tree *t = calloc(1, sizeof *t);
+	struct ff_frozen root = {.disk = TREE_NO_DISK};
+	uint32_t index;
+
+	if (!t || io_fstat(dirfd, &root.st) || tree_add(t, &root, &index)) {
+		tree_free(t);
+		return NULL;
+	}
+	return t;
+}
+
+static int take_snapshot(struct recovery *rc, const char *name)
+{
+	struct manifest m = {.durable = true};
+	struct ff_store *s = rc->store;
+	struct fleece_dir *dir;
+	struct ff_snap *snap;
+	char hidden[32];
+	int r = open_dir(s, name, &dir), bad;
+
+	if (r)
+		return is_lost(r) ? 0 : r;
+	bad = manifest_read(dir->fd, name, &m);
+	if (bad == -ENOENT) { /* a mkdir that did not come to its end */
+		fleece_dir_close(dir);
+		r = drop_rename(s, name, hidden, sizeof hidden);
+		ff_info("%s/%s: an interrupted mkdir is undone", s->fleece_path, name);
+		return r ? r : take_hidden(rc, hidden);
+	}
+	if (bad && !is_lost(bad)) {
+		fleece_dir_close(dir);
+		return bad;
+	}
+	snap = snap_new(s, name, bad ? 0 : m.seq);
+	if (!snap)
+		return -ENOMEM;
+	snap->dir = dir;
+	snap->ephemeral = !bad && m.ephemeral;
+	snap->damaged = bad;
+	snap->tree = bad ? bare_tree(dir->fd) : m.tree;
+	if (!snap->tree)
+		return -ENOMEM;
+	snap->link_count = snap->tree->disk_count;
+	r = bad ? load_below(rc, dir, snap) : take_images(rc, snap, &m);
+	if (r)
+		return r;
+	snap->links = calloc(snap->link_count + 1, sizeof(struct link *));
+	snap_publish(snap);
+	return snap->links ? 0 : -ENOMEM;
+}
+
+static int add_name(struct names *names, const char *name)
+{
+	void *p = realloc(names->list, (names->count + 1) * sizeof(char *));
+
+	if (!p)
+		return -ENOMEM;
+	names->list = p;
+	names->list[names->count] = strdup(name);
+	return names->list[names->count] ? (names->count++, 0) : -ENOMEM;
+}
+
+int recovery_list(struct ff_store *s, struct names *names)
+{
+	int fd, r = io_openat(s->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
+	struct dirent *e;
+	DIR *d;
+
+	if (r)
+		return r;
+	d = fdopendir(fd);
+	if (!d) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while (!r && (e = readdir(d))) {
+		struct stat st;
+
+		if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode) &&
+		    (is_dropped(e->d_name) || snap_name_valid(e->d_name)))
+			r = add_name(names, e->d_name);
+	}
+	closedir(d);
+	return r;
+}
+
+/* Takes the directories; the names were read before, for an interrupted mkdir is renamed here. */
+int recovery_load(struct recovery *rc, const struct names *names)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < names->count && !r; i++)
+		r = is_dropped(names->list[i]) ? take_hidden(rc, names->list[i])
+		                               : take_snapshot(rc, names->list[i]);
+	return r;
+}

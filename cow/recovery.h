@@ -1,0 +1,47 @@
+/*
+ * What the two parts of recovery share: recover_load.c (reads FLEECE_DIR, step 1 and 2) and
+ * recover.c (makes chains of it and judges them, step 3 to 5; the essay is there). Nothing else
+ * includes it.
+ */
+#ifndef FF_COW_RECOVERY_H
+#define FF_COW_RECOVERY_H
+
+#include "cow/engine.h"
+
+/* An image, or the place where one should be (img NULL). */
+struct found {
+	uint64_t ino;
+	int64_t btime_sec;
+	uint32_t btime_nsec;
+	uint64_t seq;
+	struct ff_image *img;
+	struct fleece_dir *dir;
+	struct ff_snap *snap; /* NULL: hidden */
+	size_t number;        /* of the disk in snap */
+	bool durable;
+	bool linked; /* img belongs to a link */
+};
+
+struct recovery {
+	struct ff_store *store;
+	struct found *found;
+	size_t count, room;
+	struct link **hidden;
+	size_t hidden_count;
+	enum ending ending;
+	struct ending_record *record;
+	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
+};
+
+/* Names of directories in FLEECE_DIR; the strings and the list are malloc'd. */
+struct names {
+	char **list;
+	size_t count;
+};
+
+/* The names of all directories of snapshots, dropped or not. */
+int recovery_list(struct ff_store *s, struct names *names);
+/* Reads those directories: snapshots are published, images added to rc->found. */
+int recovery_load(struct recovery *rc, const struct names *names);
+
+#endif
