@@ -14,7 +14,7 @@ mkfs.ext4 -q "$tmp/storage"
 mkdir "$tmp/slow"
 mount -o loop "$tmp/storage" "$tmp/slow" || skip "no loop device"
 fleece=$tmp/slow/fleece
-trap 'status=$?; set +e; fsfreeze -u "$tmp/slow" 2>/dev/null; (exit $status); cleanup' EXIT
+trap 'status=$?; trap - ERR; set +e; fsfreeze -u "$tmp/slow" 2>/dev/null; (exit $status); cleanup' EXIT
 
 # Overwrites 64 KiB of a.img at 64 KiB × $1; how long it took is in $took, its status in $status.
 overwrite() {
