@@ -108,6 +108,7 @@ static bool has_holders(struct barrier *b)
 int barrier_close(struct barrier *b, unsigned timeout_ms)
 {
 	struct timespec until;
+	bool held;
 	int r = 0;
 
 	clock_gettime(CLOCK_MONOTONIC, &until);
@@ -119,9 +120,11 @@ int barrier_close(struct barrier *b, unsigned timeout_ms)
 	}
 	FF_GUARD(&b->lock);
 	atomic_store(&b->closing, 1);
-	while (has_holders(b) && !r)
+	/* One look is enough, and a second would see newcomers that count themselves in only to
+	 * back out again. */
+	while ((held = has_holders(b)) && !r)
 		r = pthread_cond_timedwait(&b->empty, &b->lock, &until);
-	if (!has_holders(b))
+	if (!held)
 		return 0;
 	atomic_store(&b->closing, 0);
 	pthread_cond_broadcast(&b->open);
