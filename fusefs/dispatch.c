@@ -215,7 +215,7 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	else if (!new_dir->ops->rename)
 		r = new_dir->ops->denied;
 	else if (dir->ops != new_dir->ops)
-		r = -EXDEV;
+		r = -EPERM; /* EXDEV would make mv copy, and leave a snapshot behind */
 	else
 		r = dir->ops->rename(dispatch_fs(req), dir, name, new_dir, new_name, flags);
 	dispatch_reply_err(req, r);
@@ -441,11 +441,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 
 	want(conn, FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK | FUSE_CAP_ASYNC_DIO |
 	               FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
-	               FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ATOMIC_O_TRUNC |
-	               FUSE_CAP_AUTO_INVAL_DATA);
-	conn->want &=
-	    ~(unsigned)(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ |
-	                FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	               FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_AUTO_INVAL_DATA);
 	conn->max_write = FS_MAX_IO;
 	conn->max_readahead = 4u << 20;
 	conn->max_background = 128;
@@ -453,6 +449,13 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	conn->time_gran = 1;
 	if (fs->conn_opts)
 		fuse_apply_conn_info_opts(fs->conn_opts, conn);
+	/* Whatever the options say. A write that waits in the kernel's cache would miss the freeze;
+	 * the kernel clears set-id bits itself, also for O_TRUNC, if it truncates in a step of its
+	 * own; writes are to arrive in memory. */
+	conn->want &= ~(unsigned)(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_WRITEBACK_CACHE |
+	                          FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_SPLICE_READ |
+	                          FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	conn->max_write = FF_MIN(conn->max_write, FS_MAX_IO);
 }
 
 struct fuse_lowlevel_ops dispatch_ops(void)

@@ -38,6 +38,7 @@ struct fs {
 	struct fuse_session *se;
 	struct fuse_conn_info_opts *conn_opts; /* what the user wants of the connection */
 	int source_fd;
+	int highest_fd;      /* of a live node: those beyond are kept for handles and the engine */
 	const char *snapdir; /* name of the directory of snapshots in the root */
 	struct node_table *nodes;
 	struct node *root;

@@ -44,8 +44,9 @@ int live_entry(struct fs *fs, int fd, struct entry *out)
 	struct node proto = {.ops = &live_node_ops, .fd = fd};
 	int r;
 
-	if (fstatat(fd, "", &out->st, AT_EMPTY_PATH) < 0) {
-		r = -errno;
+	/* Looking at many names must not leave a save without a descriptor. */
+	if (fstatat(fd, "", &out->st, AT_EMPTY_PATH) < 0 || fd > fs->highest_fd) {
+		r = fd > fs->highest_fd ? -ENFILE : -errno;
 		close(fd);
 		return r;
 	}

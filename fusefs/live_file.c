@@ -16,6 +16,9 @@
  */
 #include "fusefs/live.h"
 
+/* Somebody may remove the file between our finding that it exists and our opening it. */
+enum { CREATE_TRIES = 16 };
+
 #include <fcntl.h>
 #include <linux/fuse.h>
 
@@ -208,7 +211,7 @@ static int open_existing(struct fs *fs, struct node *dir, const char *name, int 
 int live_create(struct fs *fs, struct node *dir, const char *name, mode_t mode, int flags,
                 const struct caller *who, struct entry *entry, struct handle **out)
 {
-	int r = live_may_change(fs, dir, name, true);
+	int r = live_may_change(fs, dir, name, true), tries = 0;
 
 	if (r < 0)
 		return r == -EEXIST && !(flags & O_EXCL) ? -EISDIR : r;
@@ -221,8 +224,9 @@ int live_create(struct fs *fs, struct node *dir, const char *name, mode_t mode, 
 		if (fd != -EEXIST || flags & O_EXCL)
 			return fd;
 		r = open_existing(fs, dir, name, flags, entry, out);
-	} while (r == -ENOENT);
-	return r;
+	} while (r == -ENOENT && ++tries < CREATE_TRIES);
+	/* There, and not to be found, again and again: a name that the mount does not show. */
+	return r == -ENOENT ? -EPERM : r;
 }
 
 int live_tmpfile(struct fs *fs, struct node *dir, mode_t mode, int flags, const struct caller *who,

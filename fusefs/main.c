@@ -1,7 +1,9 @@
 /*
  * fleecefs: parse, then run.
  */
+#include <fcntl.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "fusefs/fuse_api.h"
 #include "fusefs/options.h"
@@ -11,8 +13,14 @@ int main(int argc, char **argv)
 {
 	struct options o;
 	struct fuse_args args;
-	int status = EXIT_SUCCESS;
+	int status = EXIT_SUCCESS, fd;
 
+	/* Were 0, 1 or 2 closed, a descriptor of ours would be taken for the terminal. */
+	do
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
 	if (options_parse(argc, argv, &o, &args) < 0)
 		status = EXIT_USAGE;
 	else if (o.help)

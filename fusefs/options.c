@@ -95,6 +95,11 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("nodev", KEY_IGNORE),
     FUSE_OPT_KEY("nosuid", KEY_IGNORE),
     FUSE_OPT_KEY("default_permissions", KEY_IGNORE),
+    FUSE_OPT_KEY("relatime", KEY_IGNORE),
+    FUSE_OPT_KEY("strictatime", KEY_IGNORE),
+    FUSE_OPT_KEY("nodiratime", KEY_IGNORE),
+    FUSE_OPT_KEY("lazytime", KEY_IGNORE),
+    FUSE_OPT_KEY("comment=", KEY_IGNORE),
     FUSE_OPT_KEY("x-", KEY_IGNORE),
     FUSE_OPT_END,
 };

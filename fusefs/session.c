@@ -23,6 +23,7 @@
 #include "fusefs/session.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +39,8 @@
 #include "fusefs/inode.h"
 #include "fusefs/mountpoint.h"
 
-#define READ_AHEAD_KB 4096
+#define READ_AHEAD_KB   4096
+#define NODE_FD_RESERVE 4096
 
 struct session {
 	const struct options *o;
@@ -84,6 +86,16 @@ static void raise_file_limit(void)
 		return;
 	rl.rlim_cur = rl.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &rl);
+}
+
+/* The rest is for handles and for what the engine opens. */
+static int highest_node_fd(void)
+{
+	struct rlimit rl;
+
+	if (getrlimit(RLIMIT_NOFILE, &rl) < 0 || rl.rlim_cur > INT_MAX)
+		return INT_MAX;
+	return (int)(rl.rlim_cur - FF_MIN(rl.rlim_cur / 4, NODE_FD_RESERVE));
 }
 
 static int add_mount_options(struct fuse_args *args, const struct session *s)
@@ -181,9 +193,10 @@ static void set_read_ahead(const struct statx *stx)
 }
 
 /* From here on nobody listens on the terminal. */
-static void leave_terminal(struct session *s)
+static bool leave_terminal(struct session *s)
 {
 	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	bool told = write(s->ready_fd, "1", 1) == 1;
 
 	ff_log_to_syslog();
 	if (fd >= 0) {
@@ -192,9 +205,15 @@ static void leave_terminal(struct session *s)
 		if (fd > 2)
 			close(fd);
 	}
-	if (write(s->ready_fd, "1", 1) != 1)
-		ff_warning("nobody waited for the mount to be ready");
 	close(s->ready_fd);
+	return told;
+}
+
+static void give_up(struct session *s)
+{
+	s->never_ready = true;
+	fuse_session_exit(s->se);
+	pthread_kill(s->main_thread, SIGTERM);
 }
 
 static void *check_ready(void *arg)
@@ -206,14 +225,15 @@ static void *check_ready(void *arg)
 	    0) {
 		if (!fuse_session_exited(s->se))
 			ff_error("%s: the new mount does not answer: %m", s->places.mountpoint);
-		s->never_ready = true;
-		fuse_session_exit(s->se);
-		pthread_kill(s->main_thread, SIGTERM);
+		give_up(s);
 		return NULL;
 	}
 	set_read_ahead(&stx);
-	if (s->ready_fd >= 0)
-		leave_terminal(s);
+	if (s->ready_fd >= 0 && !leave_terminal(s)) {
+		ff_error("%s: nobody waited for the mount any more: unmounted",
+		         s->places.mountpoint);
+		give_up(s);
+	}
 	return NULL;
 }
 
@@ -298,6 +318,7 @@ static int serve(struct session *s)
 	sigaddset(&ours, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &ours, &old);
 	raise_file_limit();
+	fs->highest_fd = highest_node_fd();
 	creds_setup(&fs->as_caller);
 	fs->se = s->se;
 	fs->source_fd = s->places.source_fd;

@@ -234,3 +234,21 @@ as_nobody cp "$tmp/ref" "$mnt/open/mine"
 ! as_nobody mv "$mnt/open/roots" "$mnt/open/x" 2>/dev/null || fail "the sticky bit is ignored"
 rmdir "$snaps/x"
 umount_fs
+
+step "what must not be turned on, or found"
+mount_fs -o writeback_cache,relatime,comment=x
+printf '%s' "$(head -c 10000 /dev/zero | tr '\0' x)" >"$mnt/late.img"
+mkdir "$snaps/x"
+[ "$(stat -c %s "$snaps/x/late.img")" = 10000 ] || fail "a write waited in a cache and missed the freeze"
+mkdir "$mnt/dir"
+! mv "$mnt/dir" "$snaps/" 2>/dev/null || fail "a directory was moved into the snapshots"
+[ ! -e "$snaps/dir" ] || fail "mv has made a snapshot"
+rmdir "$snaps/x"
+umount_fs
+mkdir "$src/deep"
+timeout 60 "$fleecefs" "$src" "$mnt" --fleece-dir="$src/deep/fleece" <&- >&- 2>&-
+mountpoint -q "$mnt"
+[ -z "$(ls -A "$mnt/deep")" ] || fail "the fleece directory is shown"
+! timeout 10 touch "$mnt/deep/fleece" 2>"$tmp/err" || fail "a name that is hidden was made"
+grep -q 'not permitted' "$tmp/err" || fail "making a hidden name: $(cat "$tmp/err")"
+umount_fs

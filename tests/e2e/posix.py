@@ -595,6 +595,10 @@ def shared_rules(r):
         r.do("write clears", os.writev, fd, [mmap.mmap(-1, 4096)])
         os.close(fd)
     r.stat("suid-direct")
+    fd = r.fd("O_TRUNC suid", "suid-trunc", os.O_WRONLY | os.O_TRUNC)
+    if fd is not None:
+        os.close(fd)
+    r.stat("suid-trunc")
     r.stat("trusted")
     r.do("list trusted", os.listxattr, "trusted")
     r.do("get trusted", os.getxattr, "trusted", "trusted.t")
@@ -620,6 +624,7 @@ def prepare(top):
         ("suid", 0o6777, 0),
         ("sgid", 0o2767, OTHER),
         ("suid-direct", 0o6777, 0),
+        ("suid-trunc", 0o6777, 0),
         ("trusted", 0o666, 0),
     ):
         with open(f"{top}/{name}", "wb") as file:
