@@ -114,7 +114,7 @@ umount_fs() {
 	pids=$(daemons " ${1:-$mnt} ")
 	umount "${1:-$mnt}"
 	for pid in $pids; do
-		wait_for 30 gone "$pid" || fail "the daemon outlives its mount by 30 seconds"
+		wait_for 120 gone "$pid" || fail "the daemon outlives its mount by two minutes"
 	done
 }
 
