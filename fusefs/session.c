@@ -5,7 +5,8 @@
  *
  *   starting   store opened, node table made, --snapshot frozen; nothing is mounted. SIGTERM,
  *              SIGINT and SIGHUP are blocked and thus wait; a failure ends here with a message.
- *   mounted    the session loop runs in the main thread, which alone takes signals. A helper thread
+ *   mounted    the session loop runs in the main thread. One thread waits for signals; before it
+ *              ends the loop it lets the kernel write back dirty mapped pages. A helper thread
  *              asks the mount for its root: an answer means that the kernel and we understand each
  *              other, and is what "ready" means. Only then the parent is told through the pipe
  *              (one byte), stdio is closed and the log goes to syslog.
@@ -25,6 +26,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +43,8 @@
 
 #define READ_AHEAD_KB   4096
 #define NODE_FD_RESERVE 4096
+#define WAKE            SIGUSR1 /* to the main thread: look whether the session has ended */
+#define SYNC_STEPS      200     /* of 50 ms: longest wait for dirty pages at a signal */
 
 struct session {
 	const struct options *o;
@@ -49,7 +53,9 @@ struct session {
 	struct fs fs;
 	int ready_fd; /* the pipe to the parent; -1 in the foreground */
 	pthread_t main_thread;
-	bool never_ready; /* set by the helper thread, read after it was joined */
+	atomic_bool ending; /* the loop has ended: the watcher of signals is to end, too */
+	atomic_bool synced; /* the mount's dirty pages have been taken */
+	bool never_ready;   /* set by the helper thread, read after it was joined */
 };
 
 /* Lines of libfuse become lines of our log. */
@@ -209,11 +215,17 @@ static bool leave_terminal(struct session *s)
 	return told;
 }
 
+/* Ends the loop, which the main thread may be asleep in. */
+static void end_loop(struct session *s)
+{
+	fuse_session_exit(s->se);
+	pthread_kill(s->main_thread, WAKE);
+}
+
 static void give_up(struct session *s)
 {
 	s->never_ready = true;
-	fuse_session_exit(s->se);
-	pthread_kill(s->main_thread, SIGTERM);
+	end_loop(s);
 }
 
 static void *check_ready(void *arg)
@@ -256,30 +268,101 @@ static int loop(struct session *s)
 	return r;
 }
 
-/* Mounted: until the end of the loop. OLD: the signals to let through. */
-static int serve_mounted(struct session *s, const sigset_t *old)
+static void end_signals(sigset_t *set)
 {
-	pthread_t helper;
+	sigemptyset(set);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGHUP);
+}
+
+static void *sync_mount(void *arg)
+{
+	struct session *s = arg;
+	int fd = open(s->places.mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		if (syncfs(fd) < 0)
+			ff_warning("%s: sync: %m", s->places.mountpoint);
+		close(fd);
+	}
+	atomic_store(&s->synced, true);
+	return NULL;
+}
+
+/* What programs have written by mapped memory is still with the kernel: an unmount would wait for
+ * it, the end of the loop would lose it. Not waited for without end, nor after a second signal. */
+static void take_dirty_pages(struct session *s)
+{
+	const struct timespec step = {.tv_nsec = 50000000};
+	pthread_t thread;
+	sigset_t ends;
+
+	end_signals(&ends);
+	if (pthread_create(&thread, NULL, sync_mount, s))
+		return;
+	pthread_detach(thread);
+	for (int i = 0; i < SYNC_STEPS && !atomic_load(&s->synced); i++)
+		if (sigtimedwait(&ends, NULL, &step) > 0)
+			return;
+}
+
+/* Waits for a signal to end; one comes at the end in any case. */
+static void *watch_signals(void *arg)
+{
+	struct session *s = arg;
+	sigset_t ends;
+	int sig;
+
+	end_signals(&ends);
+	sigwait(&ends, &sig);
+	if (!atomic_load(&s->ending)) {
+		take_dirty_pages(s);
+		end_loop(s);
+	}
+	return NULL;
+}
+
+static void wake(int sig)
+{
+}
+
+/* Mounted: until the end of the loop. */
+static int serve_mounted(struct session *s)
+{
+	const struct sigaction wakes = {.sa_handler = wake}; /* and interrupts what it sleeps in */
+	pthread_t helper, watcher;
 	int r;
 
 	s->main_thread = pthread_self();
-	r = -pthread_create(&helper, NULL, check_ready, s);
+	sigaction(WAKE, &wakes, NULL);
+	r = -pthread_create(&watcher, NULL, watch_signals, s);
+	if (r == 0) {
+		r = -pthread_create(&helper, NULL, check_ready, s);
+		if (r < 0) {
+			atomic_store(&s->ending, true);
+			pthread_kill(watcher, SIGTERM);
+			pthread_join(watcher, NULL);
+		}
+	}
 	if (r < 0) {
 		ff_error("no thread: %s", strerror(-r));
 		fuse_session_unmount(s->se);
 		return r;
 	}
-	pthread_sigmask(SIG_SETMASK, old, NULL);
 	r = loop(s);
 	fuse_session_unmount(s->se);
 	pthread_join(helper, NULL);
+	atomic_store(&s->ending, true);
+	pthread_kill(watcher, SIGTERM);
+	pthread_join(watcher, NULL);
 	if (r < 0)
 		ff_error("%s: the session ended: %s", s->places.mountpoint, strerror(-r));
 	dispatch_wait_tasks(&s->fs);
 	return r < 0 ? r : s->never_ready ? -EIO : 0;
 }
 
-static int serve_store(struct session *s, const sigset_t *old)
+static int serve_store(struct session *s)
 {
 	int r = enter_roots(s);
 
@@ -300,7 +383,7 @@ static int serve_store(struct session *s, const sigset_t *old)
 	/* libfuse says what is wrong */
 	r = fuse_session_mount(s->se, s->places.mountpoint) < 0 ? -EIO : 0;
 	if (r == 0)
-		r = serve_mounted(s, old);
+		r = serve_mounted(s);
 	fuse_remove_signal_handlers(s->se);
 	return r;
 }
@@ -309,14 +392,11 @@ static int serve_store(struct session *s, const sigset_t *old)
 static int serve(struct session *s)
 {
 	struct fs *fs = &s->fs;
-	sigset_t ours, old;
+	sigset_t ours;
 	int r;
 
-	sigemptyset(&ours);
-	sigaddset(&ours, SIGTERM);
-	sigaddset(&ours, SIGINT);
-	sigaddset(&ours, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &ours, &old);
+	end_signals(&ours);
+	pthread_sigmask(SIG_BLOCK, &ours, NULL);
 	raise_file_limit();
 	fs->highest_fd = highest_node_fd();
 	creds_setup(&fs->as_caller);
@@ -333,7 +413,7 @@ static int serve(struct session *s)
 	if (r == 0) {
 		int closed;
 
-		r = serve_store(s, &old);
+		r = serve_store(s);
 		fs_destroy(fs);
 		if (fs->ephemeral)
 			ff_store_drop(fs->store, fs->ephemeral);

@@ -252,3 +252,20 @@ mountpoint -q "$mnt"
 ! timeout 10 touch "$mnt/deep/fleece" 2>"$tmp/err" || fail "a name that is hidden was made"
 grep -q 'not permitted' "$tmp/err" || fail "making a hidden name: $(cat "$tmp/err")"
 umount_fs
+
+step "SIGTERM loses no page that was written by mapped memory"
+truncate -s 1M "$src/mapped.img"
+mount_fg
+python3 - "$mnt/mapped.img" "$daemon" <<'EOF'
+import mmap, os, signal, sys, time
+
+fd = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(fd, 1 << 20)
+memory[5000:5006] = b"MAPPED"
+os.kill(int(sys.argv[2]), signal.SIGTERM)
+while os.path.ismount(os.path.dirname(sys.argv[1])):
+    time.sleep(0.05)
+os._exit(0)
+EOF
+wait_for 30 gone "$daemon" || fail "SIGTERM does not end it"
+[ "$(dd if="$src/mapped.img" bs=1 skip=5000 count=6 status=none)" = MAPPED ] || fail "a mapped page is lost"
