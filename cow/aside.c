@@ -126,13 +126,13 @@ void aside_release(struct ff_disk *d)
 void aside_sweep(struct ff_store *s)
 {
 	int fd = -1;
-	struct dirent *e;
+	const struct dirent *e;
 	DIR *dir;
 
-	if (io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd))
+	if (io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd) ||
+	    io_fdopendir(fd, &dir))
 		return;
-	dir = fdopendir(fd);
-	while (dir && (e = readdir(dir))) {
+	while (io_readdir(dir, &e) == 0 && e) {
 		struct identity id;
 		struct ff_disk *d;
 
@@ -144,10 +144,7 @@ void aside_sweep(struct ff_store *s)
 		if (d)
 			disk_unref(d);
 	}
-	if (dir)
-		closedir(dir);
-	else
-		close(fd);
+	closedir(dir);
 }
 
 void ff_store_fix_stat(struct ff_store *store, struct stat *st)
@@ -234,19 +231,20 @@ int ff_store_unlink(struct ff_store *store, int parent_fd, const char *name)
 static int path_below(struct ff_store *s, int parent, const char *name, char *out, size_t size)
 {
 	char proc[40], dir[PATH_MAX], top[PATH_MAX];
-	ssize_t n, m;
+	size_t m;
 	int r;
 
 	snprintf(proc, sizeof proc, "/proc/self/fd/%d", parent);
-	n = readlink(proc, dir, sizeof dir - 1);
+	r = io_readlinkat(AT_FDCWD, proc, dir, sizeof dir);
 	snprintf(proc, sizeof proc, "/proc/self/fd/%d", s->source_fd);
-	m = readlink(proc, top, sizeof top - 1);
-	if (n < 0 || m < 0)
-		return -errno;
-	dir[n] = top[m] = '\0';
+	if (!r)
+		r = io_readlinkat(AT_FDCWD, proc, top, sizeof top);
+	if (r)
+		return r;
+	m = strlen(top);
 	if (m == 1)
 		m = 0; /* SOURCE is the root directory */
-	if (n < m || memcmp(dir, top, (size_t)m) != 0 || (dir[m] && dir[m] != '/'))
+	if (strncmp(dir, top, m) != 0 || (dir[m] && dir[m] != '/'))
 		return -ESTALE;
 	r = snprintf(out, size, "%s%s%s", dir[m] ? dir + m + 1 : "",
 	             dir[m] && dir[m + 1] ? "/" : "", name);

@@ -222,13 +222,16 @@ static int backing_by_symlink(struct link *l, const char *target, const char *fo
 	char link_name[32], name[1024];
 	const char *path = ff_image_path(l->img);
 	size_t used = 0;
+	int r;
 
 	snprintf(link_name, sizeof link_name, "~%016llx.backing",
 	         (unsigned long long)XXH3_64bits(path, strlen(path)));
-	if (unlinkat(l->dir->fd, link_name, 0) < 0 && errno != ENOENT)
-		return -errno;
-	if (symlinkat(target, l->dir->fd, link_name) < 0)
-		return -errno;
+	r = io_unlinkat(l->dir->fd, link_name, 0);
+	if (r && r != -ENOENT)
+		return r;
+	r = io_symlinkat(target, l->dir->fd, link_name);
+	if (r)
+		return r;
 	for (const char *p = path; *p; p++)
 		if (*p == '/') {
 			if (used + 4 + sizeof link_name > sizeof name)

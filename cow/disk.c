@@ -12,10 +12,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
 #include "cow/engine.h"
@@ -27,9 +25,10 @@ int identity_of(int dirfd, const char *path, struct identity *id, struct stat *s
 {
 	struct statx sx;
 
-	if (statx(dirfd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
-	          STATX_BASIC_STATS | STATX_BTIME, &sx) < 0)
-		return -errno;
+	int r = io_statx(dirfd, path, &sx);
+
+	if (r)
+		return r;
 	memset(id, 0, sizeof *id);
 	id->dev = makedev(sx.stx_dev_major, sx.stx_dev_minor);
 	id->ino = sx.stx_ino;
@@ -204,19 +203,14 @@ void ff_disk_put(struct ff_disk *disk)
 /* Opens the disk by its path, which must not lead over a symlink or out of SOURCE. */
 static int open_by_path(struct ff_disk *d, int *out)
 {
-	struct open_how how = {
-	    .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-	    .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-	};
 	ff_autoclose int fd = -1;
 	struct identity id;
 	struct stat st;
-	int r;
+	int r = -ENOENT;
 
 	pthread_mutex_lock(&d->store->paths);
-	fd = d->path ? (int)syscall(SYS_openat2, d->store->source_fd, d->path, &how, sizeof how)
-	             : -1;
-	r = fd < 0 ? (d->path ? -errno : -ENOENT) : 0;
+	if (d->path)
+		r = io_open_beneath(d->store->source_fd, d->path, O_PATH | O_NOFOLLOW, 0, &fd);
 	pthread_mutex_unlock(&d->store->paths);
 	if (!r)
 		r = identity_of(fd, "", &id, &st);

@@ -48,18 +48,14 @@ struct collect {
 /* Removes NAME below DIRFD and all that is in it. */
 static void remove_tree(int dirfd, const char *name)
 {
-	int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	struct dirent *e;
+	const struct dirent *e;
+	DIR *dir;
+	int fd;
 
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	if (io_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd) ||
+	    io_fdopendir(fd, &dir))
 		return;
-	}
-	while ((e = readdir(dir))) {
-		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
-			continue;
+	while (io_readdir(dir, &e) == 0 && e) {
 		if (io_unlinkat(fd, e->d_name, 0) == -EISDIR)
 			remove_tree(fd, e->d_name);
 	}

@@ -441,12 +441,12 @@ static int publish(struct freeze *f, unsigned flags)
 	int r = 0;
 
 	snap->ephemeral = m.ephemeral;
-	if (m.durable && syncfs(f->store->fleece_fd) < 0)
-		r = -errno;
+	if (m.durable)
+		r = io_syncfs(f->store->fleece_fd);
 	if (!r)
 		r = manifest_write(snap->dir->fd, &m, m.durable);
-	if (!r && m.durable && syncfs(f->store->fleece_fd) < 0)
-		r = -errno;
+	if (!r && m.durable)
+		r = io_syncfs(f->store->fleece_fd);
 	if (r)
 		ff_error("%s/%s: cannot write the manifest: %s", f->store->fleece_path, snap->name,
 		         strerror(-r));

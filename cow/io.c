@@ -8,7 +8,10 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "ff_util.h"
@@ -54,6 +57,22 @@ int io_pwrite(int fd, const void *buf, size_t len, uint64_t off)
 		if (n == 0)
 			return -EIO;
 		done += (size_t)n;
+	}
+	return 0;
+}
+
+int io_pwrite_part(int fd, const void *buf, size_t len, uint64_t off, size_t *done)
+{
+	*done = 0;
+	while (*done < len) {
+		ssize_t n =
+		    pwrite(fd, (const char *)buf + *done, len - *done, (off_t)(off + *done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return *done ? 0 : n < 0 ? -errno : -EIO;
+		*done += (size_t)n;
 	}
 	return 0;
 }
@@ -112,6 +131,11 @@ int io_fsync(int fd)
 	return fsync(fd) < 0 ? -errno : 0;
 }
 
+int io_syncfs(int fd)
+{
+	return syncfs(fd) < 0 ? -errno : 0;
+}
+
 int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out)
 {
 	int fd;
@@ -155,6 +179,16 @@ int io_lock_shared(int fd, uint64_t off)
 	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
 }
 
+int io_flock(int fd)
+{
+	int r;
+
+	do
+		r = flock(fd, LOCK_EX | LOCK_NB);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
 int io_mkdirat(int dirfd, const char *path, mode_t mode)
 {
 	return mkdirat(dirfd, path, mode) < 0 ? -errno : 0;
@@ -163,6 +197,21 @@ int io_mkdirat(int dirfd, const char *path, mode_t mode)
 int io_unlinkat(int dirfd, const char *path, int flags)
 {
 	return unlinkat(dirfd, path, flags) < 0 ? -errno : 0;
+}
+
+int io_symlinkat(const char *target, int dirfd, const char *path)
+{
+	return symlinkat(target, dirfd, path) < 0 ? -errno : 0;
+}
+
+int io_readlinkat(int dirfd, const char *path, char *buf, size_t size)
+{
+	ssize_t n = readlinkat(dirfd, path, buf, size - 1);
+
+	if (n < 0)
+		return -errno;
+	buf[n] = '\0';
+	return 0;
 }
 
 int io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags)
@@ -189,4 +238,65 @@ int io_reopen(int fd, int flags, int *out)
 
 	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
 	return io_openat(AT_FDCWD, proc, flags, 0, out);
+}
+
+int io_statx(int dirfd, const char *path, struct statx *out)
+{
+	return statx(dirfd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+	             STATX_BASIC_STATS | STATX_BTIME, out) < 0
+	           ? -errno
+	           : 0;
+}
+
+int io_fstatvfs(int fd, struct statvfs *out)
+{
+	int r;
+
+	do
+		r = fstatvfs(fd, out);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
+int io_fdopendir(int fd, DIR **out)
+{
+	int r;
+
+	*out = fdopendir(fd);
+	if (*out)
+		return 0;
+	r = -errno;
+	close(fd);
+	return r;
+}
+
+int io_readdir(DIR *dir, const struct dirent **out)
+{
+	do {
+		errno = 0;
+		*out = readdir(dir);
+		if (!*out)
+			return -errno;
+	} while (strcmp((*out)->d_name, ".") == 0 || strcmp((*out)->d_name, "..") == 0);
+	return 0;
+}
+
+int io_llistxattr(const char *path, char *buf, size_t size, size_t *len)
+{
+	ssize_t n = llistxattr(path, buf, size);
+
+	if (n < 0)
+		return -errno;
+	*len = (size_t)n;
+	return 0;
+}
+
+int io_lgetxattr(const char *path, const char *name, void *buf, size_t size, size_t *len)
+{
+	ssize_t n = lgetxattr(path, name, buf, size);
+
+	if (n < 0)
+		return -errno;
+	*len = (size_t)n;
+	return 0;
 }

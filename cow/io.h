@@ -1,6 +1,7 @@
 /*
- * The seam: every system call of cow/ that touches a source or a fleecing image goes through here,
- * so that a test can link another io.c and let the Nth call fail, be cut short or be lost.
+ * The seam: every system call of cow/ that touches SOURCE or FLEECE_DIR goes through here, so that
+ * a test can put its own functions in their place and let the Nth call fail, be cut short or be
+ * lost.
  *
  * All return 0 or -errno. Interrupted calls (EINTR) are resumed and short transfers completed.
  * Thread-safe; no state.
@@ -8,9 +9,11 @@
 #ifndef FF_COW_IO_H
 #define FF_COW_IO_H
 
+#include <dirent.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 
 /* *GOT: bytes read; fewer than LEN only at the end of the file. */
@@ -19,6 +22,8 @@ int io_pread(int fd, void *buf, size_t len, uint64_t off, size_t *got);
 int io_pread_full(int fd, void *buf, size_t len, uint64_t off);
 /* Writes all LEN bytes. On error some may have been written. */
 int io_pwrite(int fd, const void *buf, size_t len, uint64_t off);
+/* The same for a guest's write, where what was written before an error counts: then *DONE < LEN. */
+int io_pwrite_part(int fd, const void *buf, size_t len, uint64_t off, size_t *done);
 /* *DONE: bytes moved, possibly fewer than LEN. */
 int io_copy_range(int in_fd, uint64_t in_off, int fd, uint64_t off, size_t len, size_t *done);
 int io_truncate(int fd, uint64_t size);
@@ -28,6 +33,8 @@ int io_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 int io_seek(int fd, uint64_t off, int whence, uint64_t *out);
 int io_fdatasync(int fd);
 int io_fsync(int fd);
+/* Of the whole filesystem that FD is on. */
+int io_syncfs(int fd);
 
 /* *OUT: a descriptor, O_CLOEXEC always added. */
 int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out);
@@ -35,12 +42,28 @@ int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out);
 int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode, int *out);
 /* Holds a shared OFD lock on the byte at OFF as long as FD's open file lives. */
 int io_lock_shared(int fd, uint64_t off);
+/* Takes the lock of flock(2) on FD, exclusive, without waiting: -EWOULDBLOCK. */
+int io_flock(int fd);
 int io_mkdirat(int dirfd, const char *path, mode_t mode);
 int io_unlinkat(int dirfd, const char *path, int flags);
+int io_symlinkat(const char *target, int dirfd, const char *path);
+/* The target in BUF, cut to SIZE - 1 bytes, with a NUL after it. */
+int io_readlinkat(int dirfd, const char *path, char *buf, size_t size);
 int io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags);
 /* Gives the inode behind FD another name (through /proc/self/fd). */
 int io_linkfd(int fd, int newdir, const char *new);
 int io_fstat(int fd, struct stat *out);
+/* With an empty PATH, of DIRFD itself; never follows a symlink, mounts nothing. Basic fields and
+ * the birth time. */
+int io_statx(int dirfd, const char *path, struct statx *out);
+int io_fstatvfs(int fd, struct statvfs *out);
+/* A stream over the directory FD, which belongs to it from then on (also on error). */
+int io_fdopendir(int fd, DIR **out);
+/* The next entry but "." and "..", or NULL after the last. Valid until the next call. */
+int io_readdir(DIR *dir, const struct dirent **out);
+/* listxattr(2), getxattr(2) of PATH, which is not followed if it is a symlink. */
+int io_llistxattr(const char *path, char *buf, size_t size, size_t *len);
+int io_lgetxattr(const char *path, const char *name, void *buf, size_t size, size_t *len);
 /* Opens the inode behind FD (O_PATH will do) anew with FLAGS (through /proc/self/fd). */
 int io_reopen(int fd, int flags, int *out);
 

@@ -323,29 +323,13 @@ static void touched_clusters(struct link *l, const struct effect *e, uint64_t *f
 	*end = e->end > e->off ? FF_MIN((e->end - 1) / size + 1, l->clusters) : 0;
 }
 
-static int write_all(const struct ff_change *c, size_t *done)
-{
-	*done = 0;
-	while (*done < c->len) {
-		ssize_t n = pwrite(c->fd, (const char *)c->buf + *done, c->len - *done,
-		                   c->off + (off_t)*done);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return *done ? 0 : n < 0 ? -errno : -EIO;
-		*done += (size_t)n;
-	}
-	return 0;
-}
-
 /* Phase 2. */
 static int change_source(const struct ff_change *c, size_t *done)
 {
 	*done = 0;
 	switch (c->kind) {
 	case FF_WRITE:
-		return write_all(c, done);
+		return io_pwrite_part(c->fd, c->buf, c->len, (uint64_t)c->off, done);
 	case FF_TRUNCATE:
 		return io_truncate(c->fd, (uint64_t)c->off);
 	case FF_FALLOCATE:

@@ -18,12 +18,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/openat2.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cow/io.h"
 #include "cow/recovery.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -44,14 +43,11 @@ static int by_disk_and_age(const void *a, const void *b)
 /* Is the disk at PATH below SOURCE? */
 static bool is_at(struct ff_store *s, const char *path, const struct identity *id, struct stat *st)
 {
-	struct open_how how = {
-	    .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-	    .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-	};
-	ff_autoclose int fd = (int)syscall(SYS_openat2, s->source_fd, path, &how, sizeof how);
+	ff_autoclose int fd = -1;
 	struct identity there;
 
-	return fd >= 0 && identity_of(fd, "", &there, st) == 0 && identity_same(&there, id);
+	return io_open_beneath(s->source_fd, path, O_PATH | O_NOFOLLOW, 0, &fd) == 0 &&
+	       identity_of(fd, "", &there, st) == 0 && identity_same(&there, id);
 }
 
 /* Where the disk is; malloc'd, or NULL. */
@@ -94,13 +90,12 @@ static uint64_t next_named(const struct found *f)
 	const char *name = ff_image_backing(f->img), *base = strrchr(name, '/'), *at = NULL;
 	char target[PATH_MAX];
 	size_t n = strlen(name);
-	ssize_t len;
 
 	if (!ff_image_backing_is_image(f->img))
 		return 0;
 	if (n > 8 && strcmp(name + n - 8, ".backing") == 0) { /* a symlink: see chain.c */
-		len = readlinkat(f->dir->fd, base ? base + 1 : name, target, sizeof target - 1);
-		target[len < 0 ? 0 : len] = '\0';
+		if (io_readlinkat(f->dir->fd, base ? base + 1 : name, target, sizeof target))
+			target[0] = '\0';
 		name = target;
 	}
 	for (const char *p = name; (p = strstr(p, "-fleece-")); p++)

@@ -73,20 +73,16 @@ static bool is_lost(int error)
 static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap *snap, int fd,
                     char *path, size_t len)
 {
-	struct dirent *e;
-	DIR *d = fdopendir(fd);
-	int r = 0;
+	const struct dirent *e;
+	DIR *d;
+	int r = io_fdopendir(fd, &d);
 
-	if (!d) {
-		close(fd);
-		return -ENOMEM;
-	}
-	while (!r && (e = readdir(d))) {
+	if (r)
+		return r;
+	while (!r && !(r = io_readdir(d, &e)) && e) {
 		size_t n = strlen(e->d_name);
 		int sub;
 
-		if (e->d_name[0] == '.' && (n == 1 || (n == 2 && e->d_name[1] == '.')))
-			continue;
 		if (len + n + 2 > PATH_MAX)
 			continue;
 		memcpy(path + len, e->d_name, n + 1);
@@ -252,22 +248,23 @@ static int add_name(struct names *names, const char *name)
 int recovery_list(struct ff_store *s, struct names *names)
 {
 	int fd, r = io_openat(s->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
-	struct dirent *e;
+	const struct dirent *e;
 	DIR *d;
 
+	if (!r)
+		r = io_fdopendir(fd, &d);
 	if (r)
 		return r;
-	d = fdopendir(fd);
-	if (!d) {
-		close(fd);
-		return -ENOMEM;
-	}
-	while (!r && (e = readdir(d))) {
-		struct stat st;
+	while (!r && !(r = io_readdir(d, &e)) && e) {
+		struct statx sx;
 
-		if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode) &&
-		    (is_dropped(e->d_name) || snap_name_valid(e->d_name)))
+		if (!is_dropped(e->d_name) && !snap_name_valid(e->d_name))
+			continue;
+		r = io_statx(fd, e->d_name, &sx);
+		if (!r && S_ISDIR(sx.stx_mode))
 			r = add_name(names, e->d_name);
+		else if (r == -ENOENT)
+			r = 0;
 	}
 	closedir(d);
 	return r;

@@ -238,8 +238,9 @@ int session_end(struct ff_store *s)
 	if (!f)
 		return -ENOMEM;
 	/* The record must not be there before what it vouches for. */
-	if (syncfs(s->fleece_fd) < 0 || syncfs(s->source_fd) < 0)
-		r = -errno;
+	r = io_syncfs(s->fleece_fd);
+	if (!r)
+		r = io_syncfs(s->source_fd);
 	disk_each(s, add_line, f);
 	fflush(f);
 	snprintf(hash, sizeof hash, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));

@@ -9,6 +9,7 @@
 #include <sys/statvfs.h>
 
 #include "cow/engine.h"
+#include "cow/io.h"
 #include "ff_util.h"
 
 enum { RECHECK_BYTES = 64 << 20 };
@@ -28,7 +29,7 @@ static void ask_for_headroom(struct ff_store *s)
 	struct statvfs v;
 
 	s->space_unchecked = 0;
-	if (fstatvfs(s->fleece_fd, &v) < 0) {
+	if (io_fstatvfs(s->fleece_fd, &v)) {
 		s->space_headroom = 0;
 		return;
 	}

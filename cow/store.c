@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 #include <libqcow.h>
 #include <xxhash.h>
@@ -53,11 +52,9 @@ void ff_store_change_end(struct ff_store *store)
 static char *path_of_fd(int fd)
 {
 	char proc[40], path[PATH_MAX];
-	ssize_t n;
 
 	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
-	n = readlink(proc, path, sizeof path - 1);
-	return n < 0 ? NULL : strndup(path, (size_t)n);
+	return io_readlinkat(AT_FDCWD, proc, path, sizeof path) ? NULL : strdup(path);
 }
 
 /* Only we (and root) may write FLEECE_DIR: what is in it is believed. */
@@ -130,11 +127,13 @@ static int take_lock(struct ff_store *s)
 	int r = io_openat(s->fleece_fd, ".lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600, &s->lock_fd);
 
 	for (int waited = 0; !r; waited += LOCK_POLL_MS) {
-		if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0)
+		r = io_flock(s->lock_fd);
+		if (!r)
 			return io_truncate(s->lock_fd, 0);
-		if (errno != EWOULDBLOCK)
-			r = -errno;
-		else if (waited >= (holder_ends(s) ? LOCK_ENDING_MS : LOCK_MS))
+		if (r != -EWOULDBLOCK)
+			break;
+		r = 0;
+		if (waited >= (holder_ends(s) ? LOCK_ENDING_MS : LOCK_MS))
 			r = -EBUSY;
 		else
 			nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000L}, NULL);

@@ -131,35 +131,40 @@ static int read_xattrs(int dirfd, const char *name, struct ff_frozen *f)
 {
 	char proc[40 + NAME_MAX];
 	ff_autofree char *list = NULL;
-	ssize_t n;
+	size_t n;
+	int r;
 
 	if (name)
 		snprintf(proc, sizeof proc, "/proc/self/fd/%d/%s", dirfd, name);
 	else
 		snprintf(proc, sizeof proc, "/proc/self/fd/%d/.", dirfd);
-	n = llistxattr(proc, NULL, 0);
-	if (n <= 0)
-		return n == 0 || errno == ENOTSUP || errno == EACCES || errno == EPERM ? 0 : -errno;
-	list = malloc((size_t)n);
+	r = io_llistxattr(proc, NULL, 0, &n);
+	if (r || n == 0)
+		return r == -ENOTSUP || r == -EACCES || r == -EPERM ? 0 : r;
+	list = malloc(n);
 	if (!list)
 		return -ENOMEM;
-	n = llistxattr(proc, list, (size_t)n);
-	if (n < 0)
-		return -errno;
+	r = io_llistxattr(proc, list, n, &n);
+	if (r)
+		return r;
 	for (const char *key = list; key < list + n; key += strlen(key) + 1) {
-		ssize_t len = lgetxattr(proc, key, NULL, 0);
-		size_t key_len = strlen(key) + 1, at = f->xattr_len;
+		size_t key_len = strlen(key) + 1, at = f->xattr_len, len;
 		char *p;
 
-		if (len < 0)
+		r = io_lgetxattr(proc, key, NULL, 0, &len);
+		if (r == -ENODATA || r == -EPERM || r == -EACCES)
 			continue; /* gone, or not ours to read */
-		p = realloc(f->xattrs, at + key_len + 4 + (size_t)len);
+		if (r)
+			return r;
+		p = realloc(f->xattrs, at + key_len + 4 + len);
 		if (!p)
 			return -ENOMEM;
 		f->xattrs = p;
-		len = lgetxattr(proc, key, p + at + key_len + 4, (size_t)len);
-		if (len < 0)
+		r = io_lgetxattr(proc, key, p + at + key_len + 4, len, &len);
+		if (r == -ENODATA)
 			continue;
+		if (r)
+			return r;
 		memcpy(p + at, key, key_len);
 		ff_put_be32(p + at + key_len, (uint32_t)len);
 		f->xattr_len = (uint32_t)(at + key_len + 4 + (size_t)len);
@@ -170,11 +175,10 @@ static int read_xattrs(int dirfd, const char *name, struct ff_frozen *f)
 static int read_target(int dirfd, const char *name, struct ff_frozen *f)
 {
 	char buf[PATH_MAX + 1];
-	ssize_t n = readlinkat(dirfd, name, buf, sizeof buf - 1);
+	int r = io_readlinkat(dirfd, name, buf, sizeof buf);
 
-	if (n < 0)
-		return -errno;
-	buf[n] = '\0';
+	if (r)
+		return r;
 	f->target = strdup(buf);
 	return f->target ? 0 : -ENOMEM;
 }
@@ -217,23 +221,15 @@ static int read_names(struct walk *w, int fd, uint32_t index)
 	r = io_openat(fd, ".", O_RDONLY | O_DIRECTORY, 0, &copy);
 	if (r)
 		return r;
-	dir = fdopendir(copy);
-	if (!dir) {
-		r = -errno;
-		close(copy);
+	r = io_fdopendir(copy, &dir);
+	if (r)
 		return r;
-	}
 	for (;;) {
-		struct dirent *e;
+		const struct dirent *e;
 
-		errno = 0;
-		e = readdir(dir);
-		if (!e) {
-			r = -errno;
+		r = io_readdir(dir, &e);
+		if (r || !e)
 			break;
-		}
-		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
-			continue;
 		if (index == 0 && w->how->hide_name && strcmp(e->d_name, w->how->hide_name) == 0)
 			continue;
 		if (count == room) {
@@ -301,9 +297,9 @@ static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *na
 	*skip = true;
 	if (excluded(w, name))
 		return 0;
-	if (statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
-	          STATX_BASIC_STATS | STATX_BTIME, &sx) < 0)
-		return errno == ENOENT ? 0 : -errno;
+	r = io_statx(dirfd, name, &sx);
+	if (r)
+		return r == -ENOENT ? 0 : r;
 	if (makedev(sx.stx_dev_major, sx.stx_dev_minor) != w->how->dev) {
 		ff_warning("%s is on another filesystem: live, but not in snapshots", w->path);
 		return 0;
@@ -391,9 +387,8 @@ int tree_walk(const struct tree_walk *how, struct tree **out)
 	w->tree = calloc(1, sizeof *w->tree);
 	if (!w->tree)
 		return -ENOMEM;
-	if (statx(how->source_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &sx) < 0) {
-		r = -errno;
-	} else {
+	r = io_statx(how->source_fd, "", &sx);
+	if (!r) {
 		take_statx(&sx, &root);
 		r = tree_add(w->tree, &root, &index);
 	}
