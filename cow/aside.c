@@ -37,18 +37,27 @@ int aside_path(const struct ff_store *s, const struct identity *id, char *out, s
 	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
 }
 
-static int open_aside(struct ff_store *s)
+int aside_open(const struct ff_store *s, bool durable, int *fd)
 {
-	int r;
+	ff_autoclose int parent = -1;
+	int r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, fd);
 
-	if (s->aside_fd >= 0)
-		return 0;
+	if (r != -ENOENT)
+		return r;
 	r = io_mkdirat(s->source_fd, FF_HIDDEN_NAME, 0700);
 	if (!r || r == -EEXIST)
 		r = io_mkdirat(s->source_fd, s->aside_path, 0700);
+	if ((!r || r == -EEXIST) && durable) {
+		r = io_openat(s->source_fd, FF_HIDDEN_NAME, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0,
+		              &parent);
+		if (!r)
+			r = io_fsync(parent);
+		if (!r)
+			r = io_fsync(s->source_fd);
+	}
 	if (!r || r == -EEXIST)
 		r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0,
-		              &s->aside_fd);
+		              fd);
 	return r;
 }
 
@@ -82,7 +91,7 @@ static int keep(struct ff_disk *d, int fd)
 	struct ff_store *s = d->store;
 	char path[PATH_MAX];
 	const char *name;
-	int r = open_aside(s);
+	int r = s->aside_fd >= 0 ? 0 : aside_open(s, atomic_load(&d->durable), &s->aside_fd);
 
 	if (!r)
 		r = aside_path(s, &d->id, path, sizeof path);
@@ -95,6 +104,9 @@ static int keep(struct ff_disk *d, int fd)
 		if (!r)
 			r = io_linkfd(fd, s->aside_fd, name);
 	}
+	/* The other name is about to go: not before this one is sure to stay. */
+	if (!r && atomic_load(&d->durable))
+		r = io_fsync(s->aside_fd);
 	if (r)
 		return r;
 	aside_adopt(d);
@@ -205,8 +217,8 @@ static int before_loss(struct ff_store *s, int parent, const char *name,
 	if (!d->aside && !(spared && identity_same(spared, &d->id))) {
 		r = keep(d, fd);
 		if (r && s->cfg.policy == FF_BREAK_SNAPSHOT) {
-			chain_break_all(d, "its source was removed, and could not be kept aside");
-			r = 0;
+			r = chain_break_all(d,
+			                    "its source was removed, and could not be kept aside");
 		}
 	}
 	disk_unref(d);

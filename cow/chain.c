@@ -12,7 +12,7 @@
  *
  * A link is: visible (snap set) → hidden (its snapshot was dropped, an older one needs it) → taken
  * out. Independently a view may become broken, for good: first in memory, so that no reader goes on
- * after, then in the image's header, and only then may the guest's write proceed. So neither a
+ * after, then on storage (see lost.c), and only then may the guest's write proceed. So neither a
  * running nor a restarted daemon shows what the write destroyed.
  */
 #include <errno.h>
@@ -24,7 +24,6 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
-#include "cow/late.h"
 #include "cow/names.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -108,9 +107,9 @@ static bool breaks(struct link *l, uint64_t first, uint64_t count, bool all)
 	return l->snap && !atomic_load(&l->broken) && (all || view_needs(l, first, count));
 }
 
-/* Marks views in memory, pins their links and, if RECORD, announces that they are to be recorded.
- * Lock: chain. */
-static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool all, bool record,
+/* Marks views in memory, pins their links and announces that they are being recorded. Lock: chain.
+ */
+static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool all,
                           struct link **out, size_t room)
 {
 	size_t n = 0;
@@ -120,91 +119,76 @@ static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool
 			atomic_fetch_add(&l->pins, 1);
 			out[n++] = l;
 		}
-	if (n && record) {
+	if (n) {
 		FF_GUARD(&out[0]->disk->claim_lock);
-		out[0]->disk->unrecorded += (unsigned)n;
+		out[0]->disk->recording += (unsigned)n;
 	}
 	for (size_t i = 0; i < n; i++)
 		atomic_store(&out[i]->broken, true);
 	return n;
 }
 
-/* Records in the image that its view is broken, and lets go of the link. */
-static int record_broken(void *ctx)
+/* Records that these views are broken. */
+static int record_all(struct link *const *links, size_t n, bool hangs, const char *why)
 {
-	struct link *l = ctx;
-	int r = ff_image_set_broken(l->img);
+	int r = 0;
 
-	if (!r && atomic_load(&l->disk->durable))
-		r = ff_image_flush(l->img);
-	if (r)
-		ff_error("%s: %s: that the view is lost could not be recorded (%s): drop the "
-		         "snapshot before the next mount",
-		         l->disk->store->fleece_path, ff_image_path(l->img), strerror(-r));
-	atomic_fetch_sub(&l->pins, 1);
-	return 0;
-}
+	for (size_t i = 0; i < n; i++) {
+		struct link *l = links[i];
+		int e;
 
-/* With a limit on how long a guest waits, it does not wait longer for this either. */
-static void make_it_last(struct link *l, bool hangs)
-{
-	struct ff_store *s = l->disk->store;
-	unsigned limit = s->cfg.cbw_timeout;
-
-	if (!limit || late_run(record_broken, l, hangs ? 0 : limit, &s->late) == -EAGAIN)
-		record_broken(l);
-}
-
-static void recorded(struct ff_disk *d)
-{
-	FF_GUARD(&d->claim_lock);
-	d->unrecorded--;
-	pthread_cond_broadcast(&d->claim_freed);
-}
-
-void chain_settled(struct ff_disk *d)
-{
-	FF_GUARD(&d->claim_lock);
-	while (d->unrecorded > 0)
-		pthread_cond_wait(&d->claim_freed, &d->claim_lock);
+		ff_error("%s/%s/%s: the frozen view is lost: %s; reading it gives EIO, rmdir of "
+		         "the snapshot frees its space",
+		         l->disk->store->fleece_path, l->dir->name, ff_image_path(l->img), why);
+		e = lost_record(l, hangs);
+		r = r ? r : e;
+		atomic_fetch_sub(&l->pins, 1);
+	}
+	return r;
 }
 
 /* TOP NULL: from the newest. */
-static void break_views(struct ff_disk *d, struct link *top, uint64_t first, uint64_t count,
-                        bool hangs, const char *why)
+static int break_views(struct ff_disk *d, struct link *top, uint64_t first, uint64_t count,
+                       bool hangs, const char *why)
 {
 	struct link *links[32];
 	size_t n;
+	int r = 0, e;
 
 	do {
 		pthread_mutex_lock(&d->store->chain);
 		/* A link that was taken out meanwhile has no neighbours any more. */
 		n = top && top->out ? 0
 		                    : mark_broken(top ? top : atomic_load(&d->top), first, count,
-		                                  !top, !hangs, links, FF_ARRAY_SIZE(links));
+		                                  !top, links, FF_ARRAY_SIZE(links));
 		pthread_mutex_unlock(&d->store->chain);
-		for (size_t i = 0; i < n; i++) {
-			ff_error("%s: %s: the frozen view is lost: %s; reading it gives EIO, rmdir "
-			         "of the snapshot frees its space",
-			         d->store->fleece_path, ff_image_path(links[i]->img), why);
-			make_it_last(links[i], hangs);
-			if (!hangs)
-				recorded(d);
-		}
+		e = record_all(links, n, hangs, why);
+		r = r ? r : e;
 	} while (n == FF_ARRAY_SIZE(links));
+	return r;
 }
 
-void chain_break(struct link *top, uint64_t first, uint64_t count, int error)
+int chain_break_one(struct link *l, const char *why)
+{
+	size_t n;
+
+	pthread_mutex_lock(&l->disk->store->chain);
+	n = breaks(l, 0, 0, true) ? mark_broken(l, 0, 0, true, &l, 1) : 0;
+	pthread_mutex_unlock(&l->disk->store->chain);
+	return record_all(&l, n, false, why);
+}
+
+int chain_break(struct link *top, uint64_t first, uint64_t count, int error)
 {
 	bool hangs = error == -ETIMEDOUT;
 
-	break_views(top->disk, top, first, count, hangs,
-	            hangs ? "saving took longer than cbw-timeout" : strerror(-error));
+	return break_views(top->disk, top, first, count, hangs,
+	                   hangs ? "saving took longer than cbw-timeout" : strerror(-error));
 }
 
-void chain_break_all(struct ff_disk *d, const char *why)
+int chain_break_all(struct ff_disk *d, const char *why)
 {
-	break_views(d, NULL, 0, 0, false, why);
+	return break_views(d, NULL, 0, 0, false, why);
 }
 
 bool chain_wanted(struct ff_disk *d)

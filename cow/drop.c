@@ -9,6 +9,9 @@
  *      (its end is what says "zeros" for older views), they leave the chain as well.
  *   4. Put right the backing names of what stayed, delete the images that left.
  *
+ * Where a view was promised to survive power loss, step 2 is made durable before 3 begins, and the
+ * names before the images are deleted.
+ *
  * A daemon killed anywhere in 3 or 4 leaves .dropped-NUMBER; the next mount loads its images as
  * hidden links and collects again.
  *
@@ -242,8 +245,10 @@ static void settle(struct ff_disk *d)
 {
 	struct link *l = atomic_load(&d->top), *newer = NULL;
 
-	if (!l)
+	if (!l) {
 		aside_release(d);
+		atomic_store(&d->durable, false);
+	}
 	for (; l; newer = l, l = l->older)
 		link_set_backing(l, newer);
 }
@@ -268,6 +273,7 @@ static void free_gone(struct collect *c)
 			ff_warning("%s/%s/%s: cannot delete: %s", s->fleece_path, l->dir->name,
 			           ff_image_path(l->img), strerror(-r));
 		space_release_link(l);
+		lost_forget(l);
 		c->gone = l->older;
 		link_free(l);
 	}
@@ -341,6 +347,8 @@ static void finish(struct collect *c)
 static void shrink_and_leave(struct collect *c)
 {
 	size_t candidates = 0;
+	bool durable = false;
+	int r;
 
 	for (size_t i = 0; i < c->count; i++) {
 		c->saves[i] = c->links[i]->out ? NOT_EMPTY : shrink(c->links[i]);
@@ -355,8 +363,14 @@ static void shrink_and_leave(struct collect *c)
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	}
 	let_go(c);
-	for (size_t i = 0; i < c->count; i++)
+	for (size_t i = 0; i < c->count; i++) {
 		settle(c->disks[i]);
+		durable |= atomic_load(&c->disks[i]->durable);
+	}
+	/* No chain on storage may name an image that is gone from there. */
+	r = durable && c->gone ? io_syncfs(c->store->fleece_fd) : 0;
+	if (r)
+		ff_warning("%s: cannot be made durable: %s", c->store->fleece_path, strerror(-r));
 	free_gone(c);
 }
 
@@ -426,6 +440,27 @@ int drop_rename(struct ff_store *s, const char *name, char *out, size_t size)
 	return r;
 }
 
+/* Step 2. HIDDEN: its new name. */
+static int rename_away(struct ff_snap *snap, char *hidden, size_t size)
+{
+	struct ff_store *s = snap->store;
+	bool durable = false;
+	int r = drop_rename(s, snap->dir->name, hidden, size);
+
+	if (r == -ENOENT)
+		return 0; /* somebody removed it by hand */
+	for (size_t i = 0; snap->links && i < snap->link_count; i++)
+		durable |= snap->links[i] && atomic_load(&snap->links[i]->disk->durable);
+	if (!r && durable) {
+		r = io_fsync(s->fleece_fd);
+		if (r)
+			io_renameat(s->fleece_fd, hidden, s->fleece_fd, snap->dir->name, 0);
+	}
+	if (r)
+		ff_error("%s/%s: cannot drop: %s", s->fleece_path, snap->dir->name, strerror(-r));
+	return r;
+}
+
 int drop_snap(struct ff_snap *snap)
 {
 	struct ff_store *s = snap->store;
@@ -434,14 +469,8 @@ int drop_snap(struct ff_snap *snap)
 	int r;
 
 	r = wait_for_readers(snap);
-	if (!r) {
-		r = drop_rename(s, snap->dir->name, hidden, sizeof hidden);
-		if (r == -ENOENT)
-			r = 0; /* somebody removed it by hand */
-		if (r)
-			ff_error("%s/%s: cannot drop: %s", s->fleece_path, snap->dir->name,
-			         strerror(-r));
-	}
+	if (!r)
+		r = rename_away(snap, hidden, sizeof hidden);
 	if (!r && !(name = strdup(hidden)))
 		r = -ENOMEM; /* it is dropped on storage, and will be for the next mount */
 	if (r) {

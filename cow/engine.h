@@ -68,6 +68,8 @@ struct link {
 	bool charged;                 /* lock: admin; its allocation counts as used space */
 	bool out;                     /* lock: chain; no longer in its chain, about to be freed */
 	atomic_bool broken;           /* set before the guest goes on; never cleared */
+	atomic_bool noted;            /* a note on SOURCE's side says that it is broken */
+	bool unrecorded;              /* broken, and no storage took it; lock: disk.claims */
 	atomic_uint_fast64_t flushed; /* that many of the saves are durable */
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
 	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
@@ -89,8 +91,10 @@ struct ff_disk {
 	pthread_mutex_t claim_lock; /* claims */
 	pthread_cond_t claim_freed;
 	struct claim *claims;
-	unsigned unrecorded; /* broken views that storage does not know of yet */
-	atomic_bool durable; /* a view of it was promised to survive power loss */
+	unsigned recording;  /* lock: claims; broken views that storage is being told of */
+	unsigned unrecorded; /* lock: claims; broken views that no storage took */
+	atomic_bool durable; /* set before the flip, cleared without a chain: a view of it was
+	                        promised to survive power loss, so all its saves are flushed */
 	pthread_mutex_t append;
 	pthread_mutex_t fd_lock; /* opening of the two */
 	_Atomic int path_fd;     /* O_PATH, -1 until a handle was opened */
@@ -107,7 +111,6 @@ struct ff_snap {
 	atomic_uint_fast64_t name_hash; /* of the name, for st_ino */
 	uint64_t seq;
 	bool ephemeral;
-	bool torn;              /* a power loss came before it was durable; set at open */
 	struct fleece_dir *dir; /* lock: admin */
 	struct tree *tree;      /* constant once published */
 	struct link **links;    /* by the tree's disk number; lock: admin, and constant for
@@ -183,15 +186,15 @@ struct owner {
  * same owner. Lock-free; the caller holds the `reads` barrier or the chain still. */
 uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct owner *out);
 /* Breaks, for good, every view from TOP's to the oldest that needed one of these clusters, which
- * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and recording it there
- * is not waited for. */
-void chain_break(struct link *top, uint64_t first, uint64_t count, int error);
+ * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and is not waited for.
+ * An error: some view's loss could not be recorded, and what was to be destroyed must not be. */
+int chain_break(struct link *top, uint64_t first, uint64_t count, int error);
 /* Breaks every view of the disk. */
-void chain_break_all(struct ff_disk *d, const char *why);
+int chain_break_all(struct ff_disk *d, const char *why);
+/* Breaks the view of this link alone. */
+int chain_break_one(struct link *l, const char *why);
 /* Is some view of the disk still worth saving for? */
 bool chain_wanted(struct ff_disk *d);
-/* Waits until storage knows of every view that broke: a write may go on unsaved only after that. */
-void chain_settled(struct ff_disk *d);
 struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap *snap,
                       struct ff_image *img);
 void link_free(struct link *l);
@@ -199,6 +202,18 @@ void link_free(struct link *l);
 int link_set_backing(struct link *l, struct link *newer);
 /* The same for the newest link of a disk whose path changed. Locks: paths held. */
 void disk_repath(struct ff_disk *d);
+
+/* --- lost.c --- */
+/* Records that the view of this link, which the caller has pinned and counted in disk.recording, is
+ * broken. An error: nowhere. HANGS: fleece storage does not answer. */
+int lost_record(struct link *l, bool hangs);
+/* Waits until storage knows of every view of the disk that broke: a write may go on unsaved only
+ * after that, and not if this gives an error. */
+int lost_settled(struct ff_disk *d);
+/* The link is about to go. */
+void lost_forget(struct link *l);
+/* At open, when chains are made: breaks the views that notes tell of. */
+int lost_recall(struct ff_store *s);
 
 /* --- preserve.c --- */
 /* Waits for the saves of these clusters that are under way. */
@@ -241,6 +256,8 @@ int session_end(struct ff_store *s);
 int session_check_source(struct ff_store *s, bool has_snapshots);
 
 /* --- aside.c --- */
+/* Opens the directory of the disks kept aside, made if need be; DURABLE: and that for good. */
+int aside_open(const struct ff_store *s, bool durable, int *fd);
 /* The chain is empty: the name aside goes. */
 void aside_release(struct ff_disk *d);
 /* The path below SOURCE of the name that the disk has, or would have, aside. 0 or -ENAMETOOLONG. */

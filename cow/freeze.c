@@ -13,6 +13,11 @@
  *      leaves a directory without one, which the next mount treats as a dropped snapshot, since
  *      older ones may need what was saved there after step 4.
  *
+ * Where a view was promised to survive power loss, storage must never hold a chain that leads to an
+ * image which it does not hold, nor lack an image that a write relied on: so the filesystem is
+ * synced after step 1 (the long time, while everything goes on), before and after step 3, and when
+ * step 4 had to make an image anew.
+ *
  * The pause of a writer is step 4: two pointer writes for each disk, one fstat for each disk that
  * was being written. It does not depend on sizes.
  */
@@ -44,6 +49,7 @@ struct freeze {
 	struct ff_snap *snap;
 	struct spare *spares; /* sorted by ino */
 	size_t spare_count;
+	bool durable; /* some disk of it has views that are to survive power loss, or will have */
 };
 
 /* Makes the directories that lead to PATH below DIRFD. */
@@ -65,6 +71,16 @@ static int make_parents(int dirfd, const char *path)
 	return 0;
 }
 
+/* What was done so far is to outlive a loss of power, if anything is. */
+static int make_durable(struct freeze *f)
+{
+	int r = f->durable ? io_syncfs(f->store->fleece_fd) : 0;
+
+	if (r)
+		ff_error("%s: cannot be made durable: %s", f->store->fleece_path, strerror(-r));
+	return r;
+}
+
 static int image_desc(struct freeze *f, const struct ff_frozen *inode, struct ff_image_desc *desc)
 {
 	struct identity id = {f->store->source_dev, inode->st.st_ino, inode->btime_sec,
@@ -72,7 +88,7 @@ static int image_desc(struct freeze *f, const struct ff_frozen *inode, struct ff
 	uint32_t cluster = f->store->cfg.cluster_size, fits;
 	struct ff_disk *d;
 	struct link *top;
-	bool chained;
+	bool chained, durable = f->store->cfg.durable;
 	int r;
 
 	/* One chain, one cluster size: links are compared cluster by cluster. */
@@ -82,6 +98,7 @@ static int image_desc(struct freeze *f, const struct ff_frozen *inode, struct ff
 		chained = top != NULL;
 		if (top)
 			cluster = ff_image_desc(top->img)->cluster_size;
+		durable |= top && atomic_load(&d->durable);
 		disk_unref(d);
 	}
 	r = ff_image_cluster_size((uint64_t)inode->st.st_size, cluster, &fits);
@@ -94,7 +111,9 @@ static int image_desc(struct freeze *f, const struct ff_frozen *inode, struct ff
 	    .disk_btime_sec = inode->btime_sec,
 	    .disk_btime_nsec = inode->btime_nsec,
 	    .cluster_size = fits,
+	    .durable = durable,
 	};
+	f->durable |= durable;
 	if (r)
 		ff_error(
 		    "%s: too large for a fleecing image with clusters of %u bytes; drop the older "
@@ -226,7 +245,7 @@ static int set_path(struct ff_disk *d, const char *path)
 	return 0;
 }
 
-/* A disk's part of steps 2 and 3. IMG: the spare that was adopted, or NULL; ours to keep. */
+/* A disk's part of step 2. IMG: the spare that was adopted, or NULL; ours to keep. */
 static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 {
 	struct ff_snap *snap = f->snap;
@@ -234,7 +253,7 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 	struct identity id = {f->store->source_dev, inode->st.st_ino, inode->btime_sec,
 	                      inode->btime_nsec};
 	struct ff_disk *d;
-	struct link *l, *top;
+	struct link *l;
 	int r = img ? 0 : make_image(f, inode, inode->image, &img);
 
 	if (r)
@@ -260,11 +279,22 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 		r = set_path(l->disk, inode->path);
 	if (!r)
 		r = link_set_backing(l, NULL);
-	top = atomic_load(&l->disk->top);
-	if (!r && top)
-		r = link_set_backing(top, l);
 	ff_image_park(l->img);
 	return r;
+}
+
+/* Step 3. */
+static int extend_chains(struct freeze *f)
+{
+	int r = make_durable(f);
+
+	for (size_t i = 0; i < f->snap->link_count && !r; i++) {
+		struct link *l = f->snap->links[i], *top = atomic_load(&l->disk->top);
+
+		if (top)
+			r = link_set_backing(top, l);
+	}
+	return r ? r : make_durable(f);
 }
 
 /* Takes the spares that fit, and removes the others before images are made where they stand. */
@@ -309,7 +339,7 @@ static int prepare(struct freeze *f, unsigned *epoch)
 		else if (images[i])
 			drop_image(images[i]);
 	}
-	return r;
+	return r ? r : extend_chains(f);
 }
 
 /* The disk was changed after the walk looked at it. The barrier is closed. */
@@ -335,6 +365,8 @@ static int look_again(struct freeze *f, uint32_t number)
 	top = atomic_load(&l->disk->top);
 	if (top)
 		r = link_set_backing(top, NULL);
+	if (!r && top)
+		r = make_durable(f);
 	if (r)
 		return r;
 	space_release_link(l);
@@ -349,7 +381,14 @@ static int look_again(struct freeze *f, uint32_t number)
 	r = space_charge_link(l);
 	if (!r)
 		r = link_set_backing(l, NULL);
-	return r || !top ? r : link_set_backing(top, l);
+	if (!r)
+		r = make_durable(f);
+	if (!r && top) {
+		r = link_set_backing(top, l);
+		if (!r)
+			r = make_durable(f);
+	}
+	return r;
 }
 
 /* Step 4. */
@@ -391,13 +430,17 @@ static void undo(struct freeze *f)
 		if (f->spares[i].img)
 			drop_image(ff_take_ptr(&f->spares[i].img));
 	for (uint32_t i = 0; snap->links && i < snap->tree->disk_count; i++) {
-		struct link *l = snap->links[i], *top;
+		struct link *top = snap->links[i] ? atomic_load(&snap->links[i]->disk->top) : NULL;
+
+		if (top)
+			link_set_backing(top, NULL);
+	}
+	make_durable(f);
+	for (uint32_t i = 0; snap->links && i < snap->tree->disk_count; i++) {
+		struct link *l = snap->links[i];
 
 		if (!l)
 			continue;
-		top = atomic_load(&l->disk->top);
-		if (top)
-			link_set_backing(top, NULL);
 		space_release_link(l);
 		ff_image_unlink(l->img);
 		link_free(l);
@@ -441,12 +484,9 @@ static int publish(struct freeze *f, unsigned flags)
 	int r = 0;
 
 	snap->ephemeral = m.ephemeral;
-	if (m.durable)
-		r = io_syncfs(f->store->fleece_fd);
-	if (!r)
-		r = manifest_write(snap->dir->fd, &m, m.durable);
+	r = manifest_write(snap->dir->fd, &m, m.durable);
 	if (!r && m.durable)
-		r = io_syncfs(f->store->fleece_fd);
+		r = io_fsync(snap->dir->fd);
 	if (r)
 		ff_error("%s/%s: cannot write the manifest: %s", f->store->fleece_path, snap->name,
 		         strerror(-r));
@@ -477,6 +517,8 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 	}
 	store->next_seq++;
 	r = make_spares(&f);
+	if (!r)
+		r = make_durable(&f);
 	if (!r) {
 		pthread_rwlock_wrlock(&store->names);
 		r = prepare(&f, &epoch);

@@ -295,7 +295,9 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 			         ff_image_path(top->img), strerror(-r));
 			return r;
 		}
-		chain_break(top, failed, count, r);
+		r = chain_break(top, failed, count, r);
+		if (r)
+			return r;
 		if (!chain_wanted(d))
 			return 0;
 		first = failed + count;
@@ -364,11 +366,12 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 			atomic_fetch_sub(&saved->pins, 1);
 		saved = top;
 		r = chain_wanted(d) ? preserve(top, &e, first, end) : 0;
+		if (!r)
+			r = lost_settled(d); /* what we did not save another thread may break */
 		if (r) {
 			atomic_fetch_sub(&saved->pins, 1);
 			return r;
 		}
-		chain_settled(d); /* another thread may have broken what we did not save */
 	}
 	r = change_source(c, done);
 	/* After the change: a freeze that does not see this has the change's times already. */
@@ -484,6 +487,8 @@ int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only)
 	if (r && disk->store->cfg.policy == FF_BREAK_GUEST_WRITE)
 		return r;
 	if (r)
-		chain_break_all(disk, "its saved data could not be made durable");
+		r = chain_break_all(disk, "its saved data could not be made durable");
+	if (r)
+		return r;
 	return data_only ? io_fdatasync(fd) : io_fsync(fd);
 }

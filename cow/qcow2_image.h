@@ -28,6 +28,7 @@ struct ff_image_desc {
 	uint32_t disk_btime_nsec;
 	uint32_t cluster_size; /* bytes, power of two, 4 KiB to 2 MiB; 0 never */
 	bool broken;           /* the view of this disk in this snapshot is lost for good */
+	bool durable;          /* each save is flushed before its cluster is overwritten */
 };
 
 /* The smallest cluster size, not below WANTED, with which qcow2 can describe SIZE bytes within

@@ -116,33 +116,28 @@ static bool names_a_lost_one(const struct found *f, size_t n, size_t i)
 }
 
 /* Breaks what the ending of the last mount says, and what a lost image says. Newest first. */
-static void judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
-                  bool there, const struct stat *st)
+static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
+                 bool there, const struct stat *st)
 {
 	bool torn = false, lost = false;
-	size_t i;
+	int r = 0;
 
-	if (!there) {
-		chain_break_all(d, "its disk is no longer in SOURCE");
-		return;
-	}
-	if (rc->ending == ENDED_CLEAN && !session_unchanged(rc->record, &d->id, st)) {
-		chain_break_all(d, "its disk was changed while fleecefs was not mounted");
-		return;
-	}
-	for (i = n; i-- > 0;) {
+	if (!there)
+		return chain_break_all(d, "its disk is no longer in SOURCE");
+	if (rc->ending == ENDED_CLEAN && !session_unchanged(rc->record, &d->id, st))
+		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
+	for (size_t i = n; i-- > 0 && !r;) {
 		torn |= !f[i].durable && (rc->ending == ENDED_TORN || rc->ending == ENDED_NEVER);
 		lost |= f[i].img == NULL || names_a_lost_one(f, n, i);
 		if (!f[i].img || !(torn || lost))
 			continue;
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)
-			if (l->img == f[i].img && !atomic_exchange(&l->broken, true)) {
-				ff_error("%s: the frozen view is lost: %s", ff_image_path(l->img),
-				         torn ? "power failed before it was durable"
-				              : "a newer image that it needs is lost");
-				ff_image_set_broken(l->img);
-			}
+			if (l->img == f[i].img && l->snap)
+				r = chain_break_one(l, torn
+				                           ? "power failed before it was durable"
+				                           : "a newer image that it needs is lost");
 	}
+	return r;
 }
 
 /* Puts one image on top of its disk's chain. */
@@ -206,7 +201,7 @@ static int take_disk(struct recovery *rc, struct found *f, size_t n)
 		aside_adopt(d);
 	pthread_mutex_unlock(&s->paths);
 	if (!r)
-		judge(rc, d, f, n, path != NULL, &st);
+		r = judge(rc, d, f, n, path != NULL, &st);
 	disk_unref(d);
 	return r;
 }
@@ -278,6 +273,8 @@ int recover(struct ff_store *s)
 		s->next_seq = FF_MAX(s->next_seq, snap->seq + 1);
 	if (!r)
 		r = take_disks(&rc);
+	if (!r)
+		r = lost_recall(s);
 	if (!r) {
 		drop_collect(s, rc.hidden, rc.hidden_count);
 		disk_each(s, set_backings, NULL);

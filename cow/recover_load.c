@@ -96,7 +96,7 @@ static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap 
 			break;
 		r = 0;
 		if (n > 6 && strcmp(e->d_name + n - 6, ".qcow2") == 0) {
-			struct found f = {.dir = dir, .snap = snap}; /* durable? who knows */
+			struct found f = {.dir = dir, .snap = snap};
 			const struct ff_image_desc *desc;
 
 			r = ff_image_load(dir->fd, path, &f.img);
@@ -111,6 +111,7 @@ static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap 
 			f.btime_sec = desc->disk_btime_sec;
 			f.btime_nsec = desc->disk_btime_nsec;
 			f.seq = desc->seq;
+			f.durable = desc->durable;
 			f.number = snap ? snap->link_count++ : 0;
 			r = add_found(rc, &f);
 		}
@@ -155,7 +156,7 @@ static int take_images(struct recovery *rc, struct ff_snap *snap, const struct m
 		                  snap->dir,
 		                  snap,
 		                  i,
-		                  m->durable};
+		                  false};
 		const struct ff_image_desc *desc;
 
 		r = ff_image_load(snap->dir->fd, inode->image, &f.img);
@@ -163,6 +164,7 @@ static int take_images(struct recovery *rc, struct ff_snap *snap, const struct m
 			return r;
 		if (r == 0) {
 			desc = ff_image_desc(f.img);
+			f.durable = desc->durable;
 			if (desc->seq != f.seq || desc->disk_ino != f.ino ||
 			    desc->disk_btime_sec != f.btime_sec ||
 			    desc->disk_btime_nsec != f.btime_nsec ||
@@ -196,7 +198,7 @@ static struct tree *bare_tree(int dirfd)
 
 static int take_snapshot(struct recovery *rc, const char *name)
 {
-	struct manifest m = {.durable = true};
+	struct manifest m = {0};
 	struct ff_store *s = rc->store;
 	struct fleece_dir *dir;
 	struct ff_snap *snap;

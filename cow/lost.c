@@ -1,0 +1,263 @@
+/*
+ * The record that a view is lost, for good.
+ *
+ * A view breaks when old data that it needs could not be saved. The guest's write may destroy that
+ * data only after the loss stands somewhere that outlives this process: else a daemon killed and
+ * started again would show what the write left there. Two places are tried:
+ *
+ *   1. the header of the view's image. But whatever kept the data from being saved (storage that is
+ *      read-only, fails, hangs) may well keep the header from being written too, so then
+ *   2. a note on SOURCE's side: an empty file .lost-SEQ-INO-BTIME-NSEC beside the disks kept aside.
+ *      SOURCE is about to take a write of the guest's, so it is there and writable; and making an
+ *      empty file happens as a whole or not at all.
+ *
+ * Where neither can be had the guest's write fails, and each later one that relies on the loss
+ * tries again: no view is ever right in the eyes of the next mount that was broken in those of this
+ * one.
+ *
+ * A view is: whole → broken, being recorded (disk.recording counts it) → recorded
+ *                                                                      → unrecorded → recorded
+ * Writers that rely on a loss wait while any is being recorded, and go on when none is unrecorded.
+ *
+ * Storage that hangs is not waited for: the note is written at once, and the header by a job that
+ * ends when the storage answers, and then removes the note. A note that stays is found by the next
+ * mount, which puts it into the header.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "cow/late.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+#define NOTE "/.lost-"
+
+enum { NOTE_MAX = 160 };
+
+/* The note's path below SOURCE. */
+static void note_path(const struct link *l, char out[NOTE_MAX])
+{
+	const struct ff_disk *d = l->disk;
+
+	snprintf(out, NOTE_MAX, "%s" NOTE "%llx-%llx-%llx-%x", d->store->aside_path,
+	         (unsigned long long)ff_image_desc(l->img)->seq, (unsigned long long)d->id.ino,
+	         (unsigned long long)d->id.btime_sec, d->id.btime_nsec);
+}
+
+static int write_note(struct link *l)
+{
+	struct ff_store *s = l->disk->store;
+	bool durable = atomic_load(&l->disk->durable);
+	ff_autoclose int dir = -1, fd = -1;
+	char path[NOTE_MAX];
+	int r = aside_open(s, durable, &dir);
+
+	note_path(l, path);
+	if (!r)
+		r = io_openat(dir, strrchr(path, '/') + 1, O_WRONLY | O_CREAT | O_NOFOLLOW, 0600,
+		              &fd);
+	if (!r && durable)
+		r = io_fsync(dir);
+	if (!r)
+		atomic_store(&l->noted, true);
+	return r;
+}
+
+static void remove_note(struct link *l)
+{
+	struct ff_store *s = l->disk->store;
+	char path[NOTE_MAX];
+	int r;
+
+	if (!atomic_exchange(&l->noted, false))
+		return;
+	note_path(l, path);
+	r = io_unlinkat(s->source_fd, path, 0);
+	if (r && r != -ENOENT)
+		ff_warning("%s/%s: cannot delete: %s", s->source_path, path, strerror(-r));
+}
+
+static int write_header(struct link *l)
+{
+	int r = ff_image_set_broken(l->img);
+
+	if (!r && atomic_load(&l->disk->durable))
+		r = ff_image_flush(l->img);
+	if (!r)
+		remove_note(l);
+	return r;
+}
+
+/* A job that may go on when nobody waits for it any more; it has a pin of its own. */
+static int write_header_job(void *ctx)
+{
+	struct link *l = ctx;
+	int r = write_header(l);
+
+	atomic_fetch_sub(&l->pins, 1);
+	return r;
+}
+
+/* Waits at most SECONDS. -ETIMEDOUT: it goes on by itself. */
+static int write_header_timed(struct link *l, unsigned seconds)
+{
+	struct ff_store *s = l->disk->store;
+	int r;
+
+	atomic_fetch_add(&l->pins, 1);
+	r = late_run(write_header_job, l, seconds, &s->late);
+	if (r == -EAGAIN)
+		r = write_header_job(l);
+	return r;
+}
+
+/* Both places. HANGS: the first is known not to answer in time. */
+static int record(struct link *l, bool hangs)
+{
+	struct ff_store *s = l->disk->store;
+	unsigned limit = s->cfg.cbw_timeout;
+	int r, noted;
+
+	if (hangs) {
+		noted = write_note(l);
+		r = write_header_timed(l, 0);
+		if (r == -ETIMEDOUT)
+			r = noted;
+	} else {
+		r = limit ? write_header_timed(l, limit) : write_header(l);
+		if (r) {
+			ff_warning("%s/%s/%s: cannot be marked as broken (%s): noted in %s/%s",
+			           s->fleece_path, l->dir->name, ff_image_path(l->img),
+			           strerror(-r), s->source_path, s->aside_path);
+			r = write_note(l);
+		}
+	}
+	if (r)
+		ff_error("%s/%s/%s: that this view is lost can be recorded neither there nor in "
+		         "%s/%s (%s): writes that rely on it fail; make one of them writable",
+		         s->fleece_path, l->dir->name, ff_image_path(l->img), s->source_path,
+		         s->aside_path, strerror(-r));
+	return r;
+}
+
+int lost_record(struct link *l, bool hangs)
+{
+	struct ff_disk *d = l->disk;
+	int r = record(l, hangs);
+
+	FF_GUARD(&d->claim_lock);
+	d->recording--;
+	if (r && !l->unrecorded) {
+		l->unrecorded = true;
+		d->unrecorded++;
+	} else if (!r && l->unrecorded) {
+		l->unrecorded = false;
+		d->unrecorded--;
+	}
+	pthread_cond_broadcast(&d->claim_freed);
+	return r;
+}
+
+/* The next link of the disk that is unrecorded, pinned and announced, or NULL. */
+static struct link *next_unrecorded(struct ff_disk *d)
+{
+	FF_GUARD(&d->store->chain);
+	FF_GUARD(&d->claim_lock);
+	for (struct link *l = atomic_load(&d->top); l; l = l->older)
+		if (l->unrecorded) {
+			atomic_fetch_add(&l->pins, 1);
+			d->recording++;
+			return l;
+		}
+	return NULL;
+}
+
+int lost_settled(struct ff_disk *d)
+{
+	struct link *l;
+	bool failed;
+	int r = 0;
+
+	pthread_mutex_lock(&d->claim_lock);
+	while (d->recording > 0)
+		pthread_cond_wait(&d->claim_freed, &d->claim_lock);
+	failed = d->unrecorded > 0;
+	pthread_mutex_unlock(&d->claim_lock);
+	while (failed && !r && (l = next_unrecorded(d))) {
+		r = lost_record(l, d->store->cfg.cbw_timeout > 0);
+		atomic_fetch_sub(&l->pins, 1);
+	}
+	return r;
+}
+
+void lost_forget(struct link *l)
+{
+	struct ff_disk *d = l->disk;
+
+	remove_note(l);
+	FF_GUARD(&d->claim_lock);
+	if (l->unrecorded)
+		d->unrecorded--;
+	l->unrecorded = false;
+}
+
+/* The link that a note is about, or NULL. */
+static struct link *noted_link(struct ff_store *s, const char *name)
+{
+	unsigned long long seq, ino, sec;
+	struct identity id = {.dev = s->source_dev};
+	struct ff_disk *d;
+	struct link *l;
+
+	if (sscanf(name, "%llx-%llx-%llx-%x", &seq, &ino, &sec, &id.btime_nsec) != 4)
+		return NULL;
+	id.ino = ino;
+	id.btime_sec = (int64_t)sec;
+	if (disk_find(s, &id, false, &d))
+		return NULL;
+	for (l = atomic_load(&d->top); l && ff_image_desc(l->img)->seq != seq; l = l->older)
+		;
+	disk_unref(d); /* a link holds it */
+	return l;
+}
+
+int lost_recall(struct ff_store *s)
+{
+	const size_t prefix = strlen(NOTE) - 1;
+	const struct dirent *e;
+	DIR *dir;
+	int fd,
+	    r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+
+	if (r == -ENOENT)
+		return 0;
+	if (!r)
+		r = io_fdopendir(fd, &dir);
+	if (r) {
+		ff_error("%s/%s: cannot be looked through for lost views: %s", s->source_path,
+		         s->aside_path, strerror(-r));
+		return r;
+	}
+	while (!(r = io_readdir(dir, &e)) && e) {
+		struct link *l;
+
+		if (strncmp(e->d_name, NOTE + 1, prefix) != 0)
+			continue;
+		l = noted_link(s, e->d_name + prefix);
+		if (!l) {
+			io_unlinkat(fd, e->d_name, 0);
+			continue;
+		}
+		atomic_store(&l->noted, true);
+		atomic_store(&l->broken, true);
+		if (write_header(l))
+			ff_warning("%s/%s stays until the view's image can be written",
+			           s->aside_path, e->d_name);
+	}
+	closedir(dir);
+	return r;
+}
