@@ -195,7 +195,8 @@ Test(barrier, holders_see_all_or_nothing)
 	cr_assert_eq(barrier_new(&c.b), 0);
 	for (size_t i = 0; i < FF_ARRAY_SIZE(threads); i++)
 		pthread_create(&threads[i], NULL, passer, &c);
-	for (int i = 0; i < 500; i++) {
+	/* On a busy machine the others may not run for a while: not without them. */
+	for (int i = 0; i < 500 || atomic_load(&c.passes) < 500; i++) {
 		cr_assert_eq(barrier_close(c.b, 10000), 0);
 		c.guarded[0]++;
 		sched_yield();
@@ -205,7 +206,6 @@ Test(barrier, holders_see_all_or_nothing)
 	atomic_store(&c.stop, true);
 	for (size_t i = 0; i < FF_ARRAY_SIZE(threads); i++)
 		pthread_join(threads[i], NULL);
-	cr_assert_gt(atomic_load(&c.passes), 0);
 	barrier_free(c.b);
 }
 
