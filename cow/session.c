@@ -8,9 +8,10 @@
  *   .clean    written by a clean end: for each disk with a chain its inode, birth time, size, mtime
  *             and ctime; the last line is a hash of all before. Removed when a mount begins.
  *
- * .clean there and whole: the mount ended cleanly; a disk which differs from its line was changed
- * behind the mount's back. Else, the boot id is today's: the daemon was killed, nothing is lost.
- * Else power was lost (or the kernel died): what had not been flushed may be anything.
+ * .clean there: the mount ended cleanly; a disk which differs from its line, or has none that can
+ * be read, was changed behind the mount's back. Else, the boot id is today's: the daemon was
+ * killed, nothing is lost. Else power was lost (or the kernel died): what had not been flushed may
+ * be anything.
  *
  * Order at the beginning of a mount: what the ending means is made permanent in the images first,
  * then .session is written, then .clean goes. Killed between any two, the next mount comes to the
@@ -104,6 +105,13 @@ static int boot_id(char *out, size_t size)
 	return r;
 }
 
+static int by_ino(const void *a, const void *b)
+{
+	uint64_t x = ((const struct ending_line *)a)->ino, y = ((const struct ending_line *)b)->ino;
+
+	return x < y ? -1 : x > y;
+}
+
 static int parse_record(const char *text, struct ending_record **out)
 {
 	size_t count = 0, room = 0;
@@ -136,15 +144,9 @@ static int parse_record(const char *text, struct ending_record **out)
 		count++;
 	}
 	rec->count = count;
+	qsort(rec->lines, count, sizeof rec->lines[0], by_ino);
 	*out = rec;
 	return 0;
-}
-
-static int by_ino(const void *a, const void *b)
-{
-	uint64_t x = ((const struct ending_line *)a)->ino, y = ((const struct ending_line *)b)->ino;
-
-	return x < y ? -1 : x > y;
 }
 
 int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record)
@@ -154,17 +156,19 @@ int session_ending(struct ff_store *s, enum ending *how, struct ending_record **
 	int r = read_text(s->fleece_fd, ".clean", &clean);
 
 	*record = NULL;
-	if (!r) {
-		r = parse_record(clean, record);
-		if (!r) {
-			qsort((*record)->lines, (*record)->count, sizeof(*record)->lines[0],
-			      by_ino);
-			*how = ENDED_CLEAN;
-			return 0;
-		}
-		if (r == -ENOMEM)
+	if (!r || r == -EINVAL || r == -ELOOP) {
+		*how = ENDED_CLEAN;
+		r = r ? r : parse_record(clean, record);
+		if (!r || r == -ENOMEM)
 			return r;
-		ff_error("%s/.clean is damaged: taken for an end without warning", s->fleece_path);
+		ff_error("%s/.clean is damaged: whether SOURCE was left alone since cannot be told",
+		         s->fleece_path);
+		*record = calloc(1, sizeof **record);
+		return *record ? 0 : -ENOMEM;
+	}
+	if (r != -ENOENT) {
+		ff_error("%s/.clean cannot be read: %s", s->fleece_path, strerror(-r));
+		return r;
 	}
 	r = boot_id(now, sizeof now);
 	if (r) {
@@ -228,19 +232,30 @@ static int add_line(struct ff_disk *d, void *ctx)
 	return 0;
 }
 
+static int has_chain(struct ff_disk *d, void *ctx)
+{
+	*(bool *)ctx = true;
+	return 1;
+}
+
 int session_end(struct ff_store *s)
 {
 	char *text = NULL, hash[32];
 	size_t len = 0;
 	FILE *f = open_memstream(&text, &len);
+	bool chains = false;
 	int r = 0;
 
 	if (!f)
 		return -ENOMEM;
-	/* The record must not be there before what it vouches for. */
-	r = io_syncfs(s->fleece_fd);
-	if (!r)
-		r = io_syncfs(s->source_fd);
+	/* The record must not be there before what it vouches for. Where no disk has a view it
+	 * vouches for nothing, and a busy filesystem is not made to wait. */
+	disk_each(s, has_chain, &chains);
+	if (chains) {
+		r = io_syncfs(s->fleece_fd);
+		if (!r)
+			r = io_syncfs(s->source_fd);
+	}
 	disk_each(s, add_line, f);
 	fflush(f);
 	snprintf(hash, sizeof hash, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));

@@ -225,6 +225,27 @@ Test(snapshots, power_loss_tears_what_was_not_durable)
 	cr_assert_eq(count_images(&fx), 0);
 }
 
+/* Without the record nothing tells that SOURCE was left alone while no mount was there. */
+Test(snapshots, a_damaged_record_proves_nothing)
+{
+	char path[160];
+	FILE *f;
+
+	freeze(0);
+	give_back();
+	fixture_close(&fx);
+	snprintf(path, sizeof path, "%s/.clean", fx.fleece);
+	f = fopen(path, "r+");
+	cr_assert_not_null(f);
+	fputc('x', f);
+	fclose(f);
+	fixture_file(&fx, "disk", 5000, 77);
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	fixture_open(&fx);
+	cr_assert_eq(frozen_error(&fx, name_of(0), "disk"), -EIO);
+	cr_assert_eq(ff_store_drop(fx.store, name_of(0)), 0);
+}
+
 /* A file NAME with the contents of SEED, put over the disk by a rename. */
 static void replace_disk(unsigned seed)
 {
