@@ -151,6 +151,10 @@ struct ff_store {
 	uint64_t next_seq;         /* lock: admin */
 	uint64_t next_drop;        /* lock: admin; for names of dropped snapshots */
 	atomic_uint late;          /* jobs on fleece storage that nobody waits for any more */
+	atomic_bool pulsing; /* the time is being written; who set it owns the next three */
+	int pulse_fd;
+	int64_t pulse_time;
+	bool pulse_failed;
 	atomic_uint epoch;         /* raised by each freeze before it looks at the sources */
 	pthread_mutex_t disks_lock;
 	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
@@ -254,6 +258,13 @@ int session_begin(struct ff_store *s);
 int session_end(struct ff_store *s);
 /* FLEECE_DIR is this SOURCE's, or nobody's yet: -EINVAL, logged. HAS_SNAPSHOTS: is it in use? */
 int session_check_source(struct ff_store *s, bool has_snapshots);
+
+/* --- pulse.c --- */
+/* Until when the last daemon lived, in seconds of the real-time clock and with some slack;
+ * INT64_MAX: it is not known. */
+int pulse_last(struct ff_store *s, int64_t *until);
+/* That has been taken notice of. */
+int pulse_forget(struct ff_store *s);
 
 /* --- aside.c --- */
 /* Opens the directory of the disks kept aside, made if need be; DURABLE: and that for good. */

@@ -10,7 +10,8 @@
  *      the newest image's header, else aside, else by looking through all of SOURCE.
  *   4. Judge by how the last mount ended: changed behind the mount's back, or torn by a power loss,
  *      breaks views, in the images' headers.
- *   5. Publish; collect what no snapshot needs; put backing names right; begin the new session.
+ *   5. Publish; begin the new session; collect what no snapshot needs; put backing names right.
+ *      Not before: what is done here changes the disks that step 4 judges (their ctime).
  *
  * Nothing here trusts what it reads: a bad file costs its own snapshot or disk, with a line naming
  * it, and the rest mounts.
@@ -124,7 +125,8 @@ static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, 
 
 	if (!there)
 		return chain_break_all(d, "its disk is no longer in SOURCE");
-	if (rc->ending == ENDED_CLEAN && !session_unchanged(rc->record, &d->id, st))
+	if (rc->ending == ENDED_CLEAN ? !session_unchanged(rc->record, &d->id, st)
+	                              : st->st_ctim.tv_sec > rc->alive_until)
 		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
 	for (size_t i = n; i-- > 0 && !r;) {
 		torn |= !f[i].durable && (rc->ending == ENDED_TORN || rc->ending == ENDED_NEVER);
@@ -269,18 +271,21 @@ int recover(struct ff_store *s)
 		r = recovery_load(&rc, &names);
 	if (!r)
 		r = session_ending(s, &rc.ending, &rc.record);
+	if (!r)
+		r = pulse_last(s, &rc.alive_until);
 	for (struct ff_snap *snap = s->snaps; snap; snap = snap->next)
 		s->next_seq = FF_MAX(s->next_seq, snap->seq + 1);
 	if (!r)
 		r = take_disks(&rc);
 	if (!r)
 		r = lost_recall(s);
+	if (!r)
+		r = session_begin(s);
 	if (!r) {
 		drop_collect(s, rc.hidden, rc.hidden_count);
 		disk_each(s, set_backings, NULL);
 		drop_ephemeral(s);
 		aside_sweep(s);
-		r = session_begin(s);
 	}
 	for (size_t i = 0; i < rc.count; i++)
 		if (rc.found[i].img && !rc.found[i].linked)

@@ -29,6 +29,7 @@ struct recovery {
 	struct link **hidden;
 	size_t hidden_count;
 	enum ending ending;
+	int64_t alive_until; /* a disk with a later ctime was changed after a killed daemon */
 	struct ending_record *record;
 	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
 };

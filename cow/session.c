@@ -14,7 +14,7 @@
  * be anything.
  *
  * Order at the beginning of a mount: what the ending means is made permanent in the images first,
- * then .session is written, then .clean goes. Killed between any two, the next mount comes to the
+ * then .session is written, then .alive (pulse.c) and .clean go. Killed between any two, the next mount comes to the
  * same conclusions.
  */
 #include <errno.h>
@@ -208,6 +208,9 @@ int session_begin(struct ff_store *s)
 
 	if (!r)
 		r = write_text(s, ".session", now, strlen(now));
+	if (r)
+		return r;
+	r = pulse_forget(s);
 	if (r)
 		return r;
 	r = io_unlinkat(s->fleece_fd, ".clean", 0);

@@ -230,6 +230,7 @@ static void store_free(struct ff_store *s)
 	barrier_free(s->writes);
 	barrier_free(s->reads);
 	close_fd(s->aside_fd);
+	close_fd(s->pulse_fd);
 	close_fd(s->lock_fd);
 	close_fd(s->fleece_fd);
 	close_fd(s->source_fd);
@@ -255,7 +256,7 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 
 	if (!s)
 		return -ENOMEM;
-	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = -1;
+	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = s->pulse_fd = -1;
 	init_locks(s);
 	r = copy_config(s, config);
 	if (!r)

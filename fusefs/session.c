@@ -307,15 +307,16 @@ static void take_dirty_pages(struct session *s)
 			return;
 }
 
-/* Waits for a signal to end; one comes at the end in any case. */
+/* Waits for a signal to end, and says meanwhile that we live; one comes at the end in any case. */
 static void *watch_signals(void *arg)
 {
+	const struct timespec second = {.tv_sec = 1};
 	struct session *s = arg;
 	sigset_t ends;
-	int sig;
 
 	end_signals(&ends);
-	sigwait(&ends, &sig);
+	while (sigtimedwait(&ends, NULL, &second) < 0)
+		ff_store_pulse(s->fs.store);
 	if (!atomic_load(&s->ending)) {
 		take_dirty_pages(s);
 		end_loop(s);

@@ -66,6 +66,10 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out);
  */
 int ff_store_close(struct ff_store *store);
 
+/* Call it once a second while the store is open: should the process be killed, the next open notices
+ * what was changed in SOURCE after that. Never waits. Thread-safe. */
+void ff_store_pulse(struct ff_store *store);
+
 /* Is this inode one that the mount must not show (FLEECE_DIR itself, when it lies in SOURCE)?
  * The name FF_HIDDEN_NAME in the root is the caller's to hide. */
 bool ff_store_hides(const struct ff_store *store, dev_t dev, ino_t ino);
