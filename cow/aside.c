@@ -37,27 +37,55 @@ int aside_path(const struct ff_store *s, const struct identity *id, char *out, s
 	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
 }
 
+/* One of the two directories. Whoever may write it could take disks away, or have us delete what is
+ * not ours: it must be ours alone. */
+static int open_private(const struct ff_store *s, const char *path, bool tell, int *out)
+{
+	ff_autoclose int fd = -1;
+	struct stat st;
+	int r = io_open_beneath(s->source_fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (!r && (st.st_mode & 022 || (st.st_uid != geteuid() && st.st_uid != 0)))
+		r = -EPERM;
+	if (!r && st.st_dev != s->source_dev)
+		r = -EXDEV; /* no disk can have a name there */
+	if (!r)
+		*out = ff_take_fd(&fd);
+	else if (r != -ENOENT && (tell || r != -EXDEV))
+		ff_error("%s/%s: must be a directory that only the user who mounts may write: %s",
+		         s->source_path, path, strerror(-r));
+	return r;
+}
+
+int aside_find(const struct ff_store *s, int *fd)
+{
+	ff_autoclose int hidden = -1;
+	int r = open_private(s, FF_HIDDEN_NAME, false, &hidden);
+
+	return r ? r : open_private(s, s->aside_path, true, fd);
+}
+
 int aside_open(const struct ff_store *s, bool durable, int *fd)
 {
-	ff_autoclose int parent = -1;
-	int r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, fd);
+	ff_autoclose int hidden = -1;
+	int r = aside_find(s, fd);
 
 	if (r != -ENOENT)
 		return r;
 	r = io_mkdirat(s->source_fd, FF_HIDDEN_NAME, 0700);
 	if (!r || r == -EEXIST)
+		r = open_private(s, FF_HIDDEN_NAME, true, &hidden);
+	if (!r)
 		r = io_mkdirat(s->source_fd, s->aside_path, 0700);
 	if ((!r || r == -EEXIST) && durable) {
-		r = io_openat(s->source_fd, FF_HIDDEN_NAME, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0,
-		              &parent);
-		if (!r)
-			r = io_fsync(parent);
+		r = io_fsync(hidden);
 		if (!r)
 			r = io_fsync(s->source_fd);
 	}
 	if (!r || r == -EEXIST)
-		r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0,
-		              fd);
+		r = open_private(s, s->aside_path, true, fd);
 	return r;
 }
 
@@ -141,8 +169,7 @@ void aside_sweep(struct ff_store *s)
 	const struct dirent *e;
 	DIR *dir;
 
-	if (io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd) ||
-	    io_fdopendir(fd, &dir))
+	if (aside_find(s, &fd) || io_fdopendir(fd, &dir))
 		return;
 	while (io_readdir(dir, &e) == 0 && e) {
 		struct identity id;

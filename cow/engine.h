@@ -269,6 +269,8 @@ int pulse_forget(struct ff_store *s);
 /* --- aside.c --- */
 /* Opens the directory of the disks kept aside, made if need be; DURABLE: and that for good. */
 int aside_open(const struct ff_store *s, bool durable, int *fd);
+/* Only if it is there: -ENOENT, or, logged, an error of one that is not ours. */
+int aside_find(const struct ff_store *s, int *fd);
 /* The chain is empty: the name aside goes. */
 void aside_release(struct ff_disk *d);
 /* The path below SOURCE of the name that the disk has, or would have, aside. 0 or -ENAMETOOLONG. */

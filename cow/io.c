@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
@@ -189,14 +190,42 @@ int io_flock(int fd)
 	return r < 0 ? -errno : 0;
 }
 
+/* The directory in which the last part of PATH stands, found without following a symlink or leaving
+ * DIRFD; *PATH becomes that part. A path without a slash needs no look, one without DIRFD is the
+ * user's own. *OWN: to be closed. */
+static int enter_parent(int dirfd, const char **path, int *own, int *out)
+{
+	const char *slash = strrchr(*path, '/');
+	char parent[PATH_MAX];
+	int r;
+
+	*out = dirfd;
+	if (!slash || dirfd == AT_FDCWD)
+		return 0;
+	if ((size_t)(slash - *path) >= sizeof parent)
+		return -ENAMETOOLONG;
+	memcpy(parent, *path, (size_t)(slash - *path));
+	parent[slash - *path] = '\0';
+	r = io_open_beneath(dirfd, parent, O_PATH | O_DIRECTORY, 0, own);
+	*path = slash + 1;
+	*out = *own;
+	return r;
+}
+
 int io_mkdirat(int dirfd, const char *path, mode_t mode)
 {
-	return mkdirat(dirfd, path, mode) < 0 ? -errno : 0;
+	ff_autoclose int own = -1;
+	int dir, r = enter_parent(dirfd, &path, &own, &dir);
+
+	return r ? r : mkdirat(dir, path, mode) < 0 ? -errno : 0;
 }
 
 int io_unlinkat(int dirfd, const char *path, int flags)
 {
-	return unlinkat(dirfd, path, flags) < 0 ? -errno : 0;
+	ff_autoclose int own = -1;
+	int dir, r = enter_parent(dirfd, &path, &own, &dir);
+
+	return r ? r : unlinkat(dir, path, flags) < 0 ? -errno : 0;
 }
 
 int io_symlinkat(const char *target, int dirfd, const char *path)

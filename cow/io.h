@@ -44,6 +44,8 @@ int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode, int *ou
 int io_lock_shared(int fd, uint64_t off);
 /* Takes the lock of flock(2) on FD, exclusive, without waiting: -EWOULDBLOCK. */
 int io_flock(int fd);
+/* These two: below a DIRFD (not AT_FDCWD) no part of PATH that leads to the last may be a symlink.
+ */
 int io_mkdirat(int dirfd, const char *path, mode_t mode);
 int io_unlinkat(int dirfd, const char *path, int flags);
 int io_symlinkat(const char *target, int dirfd, const char *path);

@@ -5,6 +5,7 @@
 #include "ff_log.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -30,7 +31,7 @@ void ff_log(enum ff_log_level level, const char *fmt, ...)
 	static const int priority[] = {LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG};
 	static const char *const word[] = {"error: ", "warning: ", "", "debug: "};
 	int saved = errno;
-	char line[1024];
+	char line[PATH_MAX + 512];
 	va_list ap;
 
 	if ((int)level > threshold)
@@ -38,6 +39,10 @@ void ff_log(enum ff_log_level level, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);
 	va_end(ap);
+	/* Names of files may hold anything; a newline would begin a line that we did not write. */
+	for (char *p = line; *p; p++)
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			*p = '?';
 	if (atomic_load(&use_syslog))
 		syslog(priority[level], "%s%s", word[level], line);
 	else

@@ -230,10 +230,10 @@ int lost_recall(struct ff_store *s)
 	const size_t prefix = strlen(NOTE) - 1;
 	const struct dirent *e;
 	DIR *dir;
-	int fd,
-	    r = io_openat(s->source_fd, s->aside_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+	int fd, r = aside_find(s, &fd);
 
-	if (r == -ENOENT)
+	/* One that is not ours has no notes of ours, nor can anything be made of it. */
+	if (r == -ENOENT || r == -EPERM || r == -ELOOP || r == -ENOTDIR || r == -EXDEV)
 		return 0;
 	if (!r)
 		r = io_fdopendir(fd, &dir);

@@ -32,6 +32,7 @@
 
 #include "cow/io.h"
 #include "cow/names.h"
+#include "cow/open_regular.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -409,8 +410,10 @@ int manifest_write(int dirfd, const struct manifest *m, bool sync)
 
 	if (r)
 		return r;
-	r = io_openat(dirfd, MANIFEST_NAME ".tmp", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600,
-	              &fd);
+	r = io_unlinkat(dirfd, MANIFEST_NAME ".tmp", 0);
+	if (!r || r == -ENOENT)
+		r = io_openat(dirfd, MANIFEST_NAME ".tmp", O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
+		              0600, &fd);
 	if (r)
 		return r;
 	r = io_pwrite(fd, buf, len, 0);
@@ -429,12 +432,14 @@ int manifest_read(int dirfd, const char *where, struct manifest *out)
 	ff_autoclose int fd = -1;
 	const char *why = NULL;
 	struct stat st;
-	int r = io_openat(dirfd, MANIFEST_NAME, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0, &fd);
+	int r = open_regular(dirfd, MANIFEST_NAME, O_RDONLY, &fd);
 
 	if (!r)
 		r = io_fstat(fd, &st);
-	if (!r && (!S_ISREG(st.st_mode) || st.st_size > MAX_BYTES)) {
-		why = "it is not a regular file of a sane size";
+	if (r == -EINVAL)
+		why = "it is not a regular file";
+	if (!r && st.st_size > MAX_BYTES) {
+		why = "it is too large";
 		r = -EINVAL;
 	}
 	if (!r) {

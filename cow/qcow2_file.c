@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "cow/io.h"
+#include "cow/open_regular.h"
 #include "cow/qcow2_private.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -42,20 +43,6 @@ int image_lock(int fd, const char *path)
 	return 0;
 }
 
-int image_open_file(int dirfd, const char *path, int *out)
-{
-	ff_autoclose int probe = -1;
-	struct stat st;
-	int r = io_open_beneath(dirfd, path, O_PATH | O_NOFOLLOW, 0, &probe);
-
-	/* nothing but a regular file is opened: even opening a device can have effects */
-	if (!r)
-		r = io_fstat(probe, &st);
-	if (!r && !S_ISREG(st.st_mode))
-		r = -EINVAL;
-	return r ? r : io_reopen(probe, O_RDWR, out);
-}
-
 int image_fd(struct ff_image *img, int *out)
 {
 	int fd = atomic_load_explicit(&img->fd, memory_order_acquire), r;
@@ -66,7 +53,7 @@ int image_fd(struct ff_image *img, int *out)
 		if (fd < 0) {
 			ff_autoclose int fresh = -1;
 
-			r = image_open_file(img->dirfd, img->path, &fresh);
+			r = open_regular(img->dirfd, img->path, O_RDWR, &fresh);
 			if (!r)
 				r = image_lock(fresh, img->path);
 			if (r) {
@@ -87,7 +74,7 @@ static int open_sums(struct ff_image *img, int *out)
 	ff_autoclose int fd = -1;
 	uint8_t head[QCOW2_SUMS_HEAD_SIZE];
 	size_t got;
-	int r = image_open_file(img->dirfd, img->sums_path, &fd);
+	int r = open_regular(img->dirfd, img->sums_path, O_RDWR, &fd);
 
 	if (!r)
 		r = io_pread(fd, head, sizeof head, 0, &got);

@@ -46,6 +46,7 @@
 #include <string.h>
 
 #include "cow/io.h"
+#include "cow/open_regular.h"
 #include "cow/qcow2_private.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -141,7 +142,7 @@ static int write_head(struct ff_image *img, const struct qcow2_head *head)
 	 * once, and most have nothing else to do: that is no reason to keep them open. */
 	if (fd < 0) {
 		r = atomic_load(&img->unlinked) ? -ENOENT
-		                                : image_open_file(img->dirfd, img->path, &own);
+		                                : open_regular(img->dirfd, img->path, O_RDWR, &own);
 		fd = own;
 	}
 	if (r)

@@ -70,8 +70,7 @@ int image_fd(struct ff_image *img, int *out);
 int image_sums_fd(struct ff_image *img, bool create, int *out);
 /* Opens it if it is there and right; silent if not. */
 void image_keep_sums(struct ff_image *img);
-/* Opens a regular file below DIRFD for reading and writing; takes the lock that keeps QEMU off. */
-int image_open_file(int dirfd, const char *path, int *out);
+/* Takes the lock that keeps QEMU off. */
 int image_lock(int fd, const char *path);
 
 /* --- qcow2_alloc.c --- */

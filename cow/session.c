@@ -28,6 +28,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/open_regular.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -53,11 +54,11 @@ static int read_text(int dirfd, const char *name, char **out)
 	ff_autoclose int fd = -1;
 	size_t got = 0, size = 64;
 	struct stat st;
-	int r = io_openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0, &fd);
+	int r = open_regular(dirfd, name, O_RDONLY, &fd);
 
 	if (!r)
 		r = io_fstat(fd, &st);
-	if (!r && (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE))
+	if (!r && st.st_size > MAX_FILE)
 		r = -EINVAL;
 	if (r)
 		return r;
@@ -78,7 +79,10 @@ static int write_text(struct ff_store *s, const char *name, const char *text, si
 	int r;
 
 	snprintf(tmp, sizeof tmp, "%s.tmp", name);
-	r = io_openat(s->fleece_fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600, &fd);
+	r = io_unlinkat(s->fleece_fd, tmp, 0); /* of a daemon that was killed, or not ours at all */
+	if (!r || r == -ENOENT)
+		r = io_openat(s->fleece_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600,
+		              &fd);
 	if (!r)
 		r = io_pwrite(fd, text, len, 0);
 	if (!r)
@@ -286,8 +290,9 @@ int session_check_source(struct ff_store *s, bool has_snapshots)
 	if (!r && strcmp(text, mine) == 0)
 		return 0;
 	if (has_snapshots) {
-		ff_error("%s holds snapshots of another SOURCE than %s: mount that one (is its "
-		         "filesystem mounted?), or give another --fleece-dir",
+		ff_error("%s: by its file .source it does not hold snapshots of %s: mount the "
+		         "SOURCE that it belongs to (is its filesystem mounted?), or give another "
+		         "--fleece-dir",
 		         s->fleece_path, s->source_path);
 		return -EINVAL;
 	}

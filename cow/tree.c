@@ -20,6 +20,7 @@
 #include <sys/xattr.h>
 
 #include "cow/io.h"
+#include "cow/open_regular.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -34,7 +35,11 @@ struct walk {
 	struct tree *tree;
 	struct hard_links links;
 	char path[PATH_MAX];
+	bool told; /* of the error that ends it */
 };
+
+/* Somebody may replace an entry between two looks at it. */
+enum { LOOKS = 64 };
 
 void tree_free(struct tree *t)
 {
@@ -183,6 +188,23 @@ static int read_target(int dirfd, const char *name, struct ff_frozen *f)
 	return f->target ? 0 : -ENOMEM;
 }
 
+/* Opens directory NAME, if it is still the inode that SX speaks of. */
+static int open_same(int dirfd, const char *name, const struct statx *sx, int *out)
+{
+	ff_autoclose int fd = -1;
+	struct stat st;
+	int r = io_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (!r && (st.st_ino != sx->stx_ino ||
+	           st.st_dev != makedev(sx->stx_dev_major, sx->stx_dev_minor)))
+		r = -ESTALE;
+	if (!r)
+		*out = ff_take_fd(&fd);
+	return r;
+}
+
 static void take_statx(const struct statx *sx, struct ff_frozen *f)
 {
 	memset(f, 0, sizeof *f);
@@ -285,50 +307,117 @@ static int add_inode(struct walk *w, const struct ff_frozen *f, uint32_t *out, b
 	return r;
 }
 
-/* One entry, w->path being its path. *SKIP: it is not to be in the tree. */
-static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *name, size_t path_len,
-                      uint32_t *out, bool *skip)
+/* Is this to be in the tree at all? */
+static bool belongs(struct walk *w, const struct statx *sx)
 {
-	struct statx sx;
-	struct ff_frozen f;
-	bool known;
+	if (makedev(sx->stx_dev_major, sx->stx_dev_minor) != w->how->dev) {
+		ff_warning("%s is on another filesystem: live, but not in snapshots", w->path);
+		return false;
+	}
+	return sx->stx_ino != w->how->hide_ino || w->how->dev != w->how->hide_dev;
+}
+
+/* A disk that we may not read cannot be frozen: better said now than at the first save. Root may
+ * read all, and an owner's right shows in the mode. */
+static int check_readable(int dirfd, const char *name, const struct statx *sx)
+{
+	ff_autoclose int fd = -1;
+	uid_t me = geteuid();
 	int r;
 
-	*skip = true;
-	if (excluded(w, name))
+	if (me == 0 || (sx->stx_uid == me && sx->stx_mode & S_IRUSR))
 		return 0;
-	r = io_statx(dirfd, name, &sx);
-	if (r)
-		return r == -ENOENT ? 0 : r;
-	if (makedev(sx.stx_dev_major, sx.stx_dev_minor) != w->how->dev) {
-		ff_warning("%s is on another filesystem: live, but not in snapshots", w->path);
-		return 0;
+	r = open_regular(dirfd, name, O_RDONLY, &fd);
+	return r == -EINVAL ? -ESTALE : r;
+}
+
+/* What the entry NAME is: metadata, a symlink's target, a directory's descriptor in *FD. All of one
+ * inode, though somebody may put others in its place meanwhile: a flip of names must neither lead
+ * us elsewhere nor cost the snapshot. -ENOENT: it is gone, or does not belong. */
+static int look_at(struct walk *w, int dirfd, const char *name, struct ff_frozen *f, int *fd)
+{
+	struct statx sx;
+	int r = -ESTALE;
+
+	for (int i = 0; i < LOOKS && (r == -ESTALE || r == -ENOTDIR || r == -ELOOP); i++) {
+		r = io_statx(dirfd, name, &sx);
+		if (!r && !belongs(w, &sx))
+			r = -ENOENT;
+		if (r)
+			return r;
+		take_statx(&sx, f);
+		if (S_ISDIR(sx.stx_mode))
+			r = open_same(dirfd, name, &sx, fd);
+		if (S_ISREG(sx.stx_mode))
+			r = check_readable(dirfd, name, &sx);
+		if (S_ISLNK(sx.stx_mode)) {
+			r = read_target(dirfd, name, f);
+			r = r == -EINVAL || r == -ENOENT ? -ESTALE : r;
+		}
 	}
-	if (sx.stx_ino == w->how->hide_ino && w->how->dev == w->how->hide_dev)
-		return 0;
-	take_statx(&sx, &f);
-	f.parent = parent;
-	r = add_inode(w, &f, out, &known);
+	return r;
+}
+
+/* One entry, w->path being its path. -ENOENT: it is not to be in the tree. */
+static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *name, size_t path_len,
+                      uint32_t *out)
+{
+	ff_autoclose int fd = -1;
+	struct ff_frozen f;
+	bool known = false;
+	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, &f, &fd);
+
 	if (r)
 		return r;
-	*skip = false;
-	if (known)
-		return 0;
-	if (S_ISLNK(f.st.st_mode))
-		r = read_target(dirfd, name, &w->tree->inodes[*out]);
-	if (!r && w->how->xattrs)
+	f.parent = parent;
+	r = add_inode(w, &f, out, &known);
+	if (r || known) {
+		free(f.target);
+		return r;
+	}
+	if (w->how->xattrs)
 		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
+	if (r == -ENOENT)
+		r = 0; /* gone behind the mount, this instant: it is in the tree already */
 	if (!r && S_ISREG(f.st.st_mode)) {
 		w->tree->inodes[*out].path = strdup(w->path);
 		r = w->tree->inodes[*out].path ? tree_add_disk(w->tree, *out) : -ENOMEM;
 	}
-	if (!r && S_ISDIR(f.st.st_mode)) {
-		ff_autoclose int fd = -1;
+	if (!r && S_ISDIR(f.st.st_mode))
+		r = walk_dir(w, fd, *out, path_len);
+	return r;
+}
 
-		r = io_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
-		if (!r)
-			r = walk_dir(w, fd, *out, path_len);
+/* Only once: an error ends the whole walk, and passes through all the directories above. */
+static void tell(struct walk *w, int error)
+{
+	const char *hint = error == -ENAMETOOLONG ? "; paths below it are too long: exclude it"
+	                   : error == -EACCES || error == -EPERM
+	                       ? "; let the user who mounts read it, or exclude it"
+	                       : "";
+
+	if (!w->told)
+		ff_error("cannot read %s: %s%s", *w->path ? w->path : "SOURCE", strerror(-error),
+		         hint);
+	w->told = true;
+}
+
+/* The entry NAME of the directory FD, whose path has PATH_LEN bytes. */
+static int walk_name(struct walk *w, int fd, uint32_t index, const char *name, size_t path_len,
+                     uint32_t *out)
+{
+	size_t len = path_len, n = strlen(name);
+	int r = -ENAMETOOLONG;
+
+	if (len + n + 2 <= sizeof w->path) {
+		if (len)
+			w->path[len++] = '/';
+		memcpy(w->path + len, name, n + 1);
+		r = walk_entry(w, fd, index, name, len + n, out);
 	}
+	if (r && r != -ENOENT)
+		tell(w, r);
+	w->path[path_len] = '\0';
 	return r;
 }
 
@@ -337,37 +426,21 @@ static int walk_dir(struct walk *w, int fd, uint32_t index, size_t path_len)
 	uint32_t kept = 0, total;
 	int r = read_names(w, fd, index);
 
+	if (r == -ENOENT) /* it was removed this instant: it is empty */
+		r = 0;
 	total = w->tree->inodes[index].entry_count;
 	for (uint32_t i = 0; i < total; i++) {
 		/* The array of inodes may move; that of this directory's entries does not. */
 		struct tree_entry *entries = w->tree->inodes[index].entries;
-		size_t len = path_len;
-		bool skip = true;
+		int found =
+		    r ? r : walk_name(w, fd, index, entries[i].name, path_len, &entries[i].inode);
 
-		if (!r) {
-			size_t n = strlen(entries[i].name);
-
-			if (len + n + 2 > sizeof w->path) {
-				r = -ENAMETOOLONG;
-			} else {
-				if (len)
-					w->path[len++] = '/';
-				memcpy(w->path + len, entries[i].name, n + 1);
-				r = walk_entry(w, fd, index, entries[i].name, len + n,
-				               &entries[i].inode, &skip);
-				if (r == -ENOENT) {
-					skip = true;
-					r = 0;
-				} else if (r) {
-					ff_error("cannot read %s: %s", w->path, strerror(-r));
-				}
-				w->path[path_len] = '\0';
-			}
-		}
-		if (skip)
+		if (found)
 			free(entries[i].name);
 		else
 			entries[kept++] = entries[i];
+		if (found && found != -ENOENT)
+			r = found;
 	}
 	w->tree->inodes[index].entry_count = kept;
 	return r;
@@ -396,6 +469,8 @@ int tree_walk(const struct tree_walk *how, struct tree **out)
 		r = read_xattrs(how->source_fd, NULL, &w->tree->inodes[0]);
 	if (!r)
 		r = walk_dir(w, how->source_fd, 0, 0);
+	if (r)
+		tell(w, r);
 	free(w->links.slots);
 	if (r) {
 		tree_free(w->tree);
