@@ -290,6 +290,17 @@ static int path_below(struct ff_store *s, int parent, const char *name, char *ou
 	return r < 0 || (size_t)r >= size ? -ENAMETOOLONG : 0;
 }
 
+/* Does FLEECE_DIR lie below PATH in SOURCE? Moved away with it, the next mount would not find it.
+ */
+static bool holds_fleece_dir(struct ff_store *s, const char *path)
+{
+	char own[PATH_MAX];
+	size_t n = strlen(path);
+
+	return path_below(s, s->fleece_fd, "", own, sizeof own) == 0 &&
+	       strncmp(own, path, n) == 0 && own[n] == '/';
+}
+
 struct move {
 	const char *from, *to;
 	bool exchange;
@@ -357,6 +368,9 @@ static int rename_noted(struct ff_store *s, int old_parent, const char *old_name
 		r = path_below(s, old_parent, old_name, from, sizeof from);
 	if (!r)
 		r = path_below(s, new_parent, new_name, to, sizeof to);
+	if (!r && ((S_ISDIR(st.st_mode) && holds_fleece_dir(s, from)) ||
+	           (m.exchange && holds_fleece_dir(s, to))))
+		r = -EBUSY;
 	if (!r)
 		r = io_renameat(old_parent, old_name, new_parent, new_name, flags);
 	if (r)

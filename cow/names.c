@@ -6,6 +6,7 @@
  */
 #include "cow/names.h"
 
+#include <ctype.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,6 +88,23 @@ char *names_backing_image(const char *from, const char *dir, const char *image)
 		n += (size_t)sprintf(out + n, "../");
 	sprintf(out + n, "%s/%s", dir, image);
 	return out;
+}
+
+bool names_ours(const char *name)
+{
+	const char *at = NULL;
+
+	if (strcmp(name, MANIFEST_NAME ".tmp") == 0)
+		return true;
+	if (name[0] == '~' && strspn(name + 1, "0123456789abcdef") == 16 &&
+	    strcmp(name + 17, ".backing") == 0)
+		return true;
+	for (const char *p = name; (p = strstr(p, "-fleece-")); p++)
+		at = p + strlen("-fleece-");
+	if (!at || !isdigit((unsigned char)*at))
+		return false;
+	at += strspn(at, "0123456789");
+	return strcmp(at, ".qcow2") == 0 || strcmp(at, ".xxh3") == 0;
 }
 
 bool names_safe_path(const char *path)

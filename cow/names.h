@@ -15,6 +15,10 @@ char *names_image(const char *rel, uint64_t seq);
  * FLEECE_DIR/DIR. */
 char *names_backing_image(const char *from, const char *dir, const char *image);
 
+/* Could a file of this name have been made by a freeze: an image, its checksums, a symlink to a
+ * backing file, a manifest being written? */
+bool names_ours(const char *name);
+
 /* A relative path below some directory that stays there: not absolute, no empty, "." or ".." part,
  * shorter than PATH_MAX. */
 bool names_safe_path(const char *path);

@@ -6,12 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cow/io.h"
 #include "cow/manifest.h"
+#include "cow/names.h"
 #include "cow/recovery.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -66,7 +68,8 @@ static int open_dir(struct ff_store *s, const char *name, struct fleece_dir **ou
 static bool is_lost(int error)
 {
 	return error == -EINVAL || error == -ENOENT || error == -ELOOP || error == -ENOTDIR ||
-	       error == -EISDIR || error == -EIO || error == -EFBIG;
+	       error == -EISDIR || error == -EIO || error == -EFBIG || error == -EUCLEAN ||
+	       error == -EBADMSG;
 }
 
 /* Loads every image below the directory, for want of a manifest. PATH is a buffer of PATH_MAX. */
@@ -196,23 +199,71 @@ static struct tree *bare_tree(int dirfd)
 	return t;
 }
 
+/* Is all that the directory holds of a freeze's making? If not, *OTHER is one that is not. */
+static int look_through(int dirfd, const char *name, char other[NAME_MAX + 1])
+{
+	const struct dirent *e;
+	DIR *dir;
+	int fd, r = io_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+
+	if (!r)
+		r = io_fdopendir(fd, &dir);
+	if (r)
+		return r;
+	while (!*other && !(r = io_readdir(dir, &e)) && e) {
+		struct statx sx;
+
+		r = io_statx(fd, e->d_name, &sx);
+		if (!r && S_ISDIR(sx.stx_mode))
+			r = look_through(fd, e->d_name, other);
+		else if (!r && !names_ours(e->d_name))
+			snprintf(other, NAME_MAX + 1, "%s", e->d_name);
+		if (r)
+			break;
+	}
+	closedir(dir);
+	return r;
+}
+
+/* A mkdir that did not come to its end, or something that never was a snapshot: then it is somebody
+ * else's, and not for us to delete. */
+static int undo_mkdir(struct recovery *rc, const char *name)
+{
+	struct ff_store *s = rc->store;
+	char hidden[32], other[NAME_MAX + 1] = "";
+	int r = look_through(s->fleece_fd, name, other);
+
+	if (*other) {
+		ff_error("%s/%s is no snapshot, and holds what fleecefs has not made (%s): left "
+		         "alone; move it away",
+		         s->fleece_path, name, other);
+		return 0;
+	}
+	if (!r)
+		r = drop_rename(s, name, hidden, sizeof hidden);
+	if (r) {
+		ff_error("%s/%s: an interrupted mkdir cannot be undone: %s", s->fleece_path, name,
+		         strerror(-r));
+		return r;
+	}
+	ff_info("%s/%s: an interrupted mkdir is undone", s->fleece_path, name);
+	return take_hidden(rc, hidden);
+}
+
 static int take_snapshot(struct recovery *rc, const char *name)
 {
 	struct manifest m = {0};
 	struct ff_store *s = rc->store;
 	struct fleece_dir *dir;
 	struct ff_snap *snap;
-	char hidden[32];
 	int r = open_dir(s, name, &dir), bad;
 
 	if (r)
 		return is_lost(r) ? 0 : r;
 	bad = manifest_read(dir->fd, name, &m);
-	if (bad == -ENOENT) { /* a mkdir that did not come to its end */
+	if (bad == -ENOENT) {
 		fleece_dir_close(dir);
-		r = drop_rename(s, name, hidden, sizeof hidden);
-		ff_info("%s/%s: an interrupted mkdir is undone", s->fleece_path, name);
-		return r ? r : take_hidden(rc, hidden);
+		return undo_mkdir(rc, name);
 	}
 	if (bad && !is_lost(bad)) {
 		fleece_dir_close(dir);

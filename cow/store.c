@@ -16,6 +16,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/open_regular.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -57,6 +58,13 @@ static char *path_of_fd(int fd)
 	return io_readlinkat(AT_FDCWD, proc, path, sizeof path) ? NULL : strdup(path);
 }
 
+static bool path_is_below(const char *path, const char *dir)
+{
+	size_t n = strlen(dir);
+
+	return strncmp(path, dir, n) == 0 && (path[n] == '/' || n == 1);
+}
+
 /* Only we (and root) may write FLEECE_DIR: what is in it is believed. */
 static int check_fleece_dir(struct ff_store *s)
 {
@@ -79,6 +87,10 @@ static int check_fleece_dir(struct ff_store *s)
 		r = -EINVAL;
 	}
 	s->source_dev = st.st_dev;
+	if (!r && path_is_below(s->source_path, s->fleece_path)) {
+		ff_error("%s holds SOURCE: give another --fleece-dir", s->fleece_path);
+		r = -EINVAL;
+	}
 	return r;
 }
 
@@ -124,12 +136,17 @@ static bool holder_ends(struct ff_store *s)
  * holder that ends is waited for, and one that may be about to is given a moment. */
 static int take_lock(struct ff_store *s)
 {
-	int r = io_openat(s->fleece_fd, ".lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600, &s->lock_fd);
+	int r = io_openat(s->fleece_fd, ".lock", O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600,
+	                  &s->lock_fd);
 
+	if (r == -EEXIST)
+		r = open_regular(s->fleece_fd, ".lock", O_RDWR, &s->lock_fd);
 	for (int waited = 0; !r; waited += LOCK_POLL_MS) {
 		r = io_flock(s->lock_fd);
 		if (!r)
-			return io_truncate(s->lock_fd, 0);
+			r = io_truncate(s->lock_fd, 0);
+		if (!r)
+			return 0;
 		if (r != -EWOULDBLOCK)
 			break;
 		r = 0;
@@ -139,8 +156,9 @@ static int take_lock(struct ff_store *s)
 			nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000L}, NULL);
 	}
 	ff_error("%s/.lock: %s", s->fleece_path,
-	         r == -EBUSY ? "another fleecefs uses this fleece directory: unmount it first"
-	                     : strerror(-r));
+	         r == -EBUSY    ? "another fleecefs uses this fleece directory: unmount it first"
+	         : r == -EINVAL ? "not a regular file: remove it"
+	                        : strerror(-r));
 	return r;
 }
 
