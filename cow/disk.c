@@ -214,8 +214,13 @@ static int open_by_path(struct ff_disk *d, int *out)
 	pthread_mutex_unlock(&d->store->paths);
 	if (!r)
 		r = identity_of(fd, "", &id, &st);
-	if (!r && (!identity_same(&id, &d->id) || !S_ISREG(st.st_mode)))
-		r = -ESTALE;
+	if ((!r && (!identity_same(&id, &d->id) || !S_ISREG(st.st_mode))) || r == -ENOENT ||
+	    r == -ENOTDIR || r == -ELOOP || r == -EXDEV) {
+		ff_error("%s: a disk (inode %llu) is no longer where it was: was it moved behind "
+		         "the mount?",
+		         d->store->source_path, (unsigned long long)d->id.ino);
+		r = -EIO; /* to whoever reads a frozen view */
+	}
 	if (!r)
 		*out = ff_take_fd(&fd);
 	return r;

@@ -284,7 +284,8 @@ static int walk_dir(struct walk *w, int fd, uint32_t index, size_t path_len);
 /* Adds the inode, unless another name of it was met before. */
 static int add_inode(struct walk *w, const struct ff_frozen *f, uint32_t *out, bool *known)
 {
-	bool several = !S_ISDIR(f->st.st_mode) && f->st.st_nlink > 1;
+	/* Renamed behind the mount, a disk may come by twice; it must stay one disk. */
+	bool several = S_ISREG(f->st.st_mode) || (!S_ISDIR(f->st.st_mode) && f->st.st_nlink > 1);
 	size_t slot = 0;
 	int r;
 
