@@ -4,9 +4,10 @@
     races.py flip DIR SECONDS           in DIR, exchanges "flip" with the symlink "link", and "file"
                                         with "file-link" and then with "file-fifo"
     races.py work MOUNT SECONDS SEED    operations in MOUNT/*/flip and on MOUNT/*/file
-    races.py frozen DIR                 reads a snapshot that was made meanwhile
+    races.py snaps SNAPSHOTS SECONDS    makes and reads snapshots; mkdir must not fail
+    races.py frozen DIR                 reads one of them
 
-Neither of the last two follows a symlink itself, so whatever they see behind one was followed by
+None of the last three follows a symlink itself, so whatever they see behind one was followed by
 fleecefs. The canary holds names and bytes that exist nowhere else.
 """
 
@@ -156,10 +157,30 @@ def frozen(top):
                     raise
 
 
+def snaps(top, seconds):
+    """Makes snapshots and looks through them; every tenth is kept under another name."""
+    end = time.monotonic() + seconds
+    made = 0
+    while time.monotonic() < end:
+        name = os.path.join(top, "s")
+        os.mkdir(name)
+        frozen(name)
+        if made % 10:
+            os.rmdir(name)
+        else:
+            os.rename(name, os.path.join(top, f"kept{made}"))
+        made += 1
+    print(f"{made} snapshots")
+    if made < 10:
+        sys.exit("hardly any snapshot was made")
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "flip":
         flip(sys.argv[2], float(sys.argv[3]))
     elif sys.argv[1] == "work":
         work(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1] == "snaps":
+        snaps(sys.argv[2], float(sys.argv[3]))
     else:
         frozen(sys.argv[2])
