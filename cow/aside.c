@@ -159,6 +159,7 @@ void aside_release(struct ff_disk *d)
 		d->aside = false;
 		atomic_store(&d->has_aside, false);
 		atomic_fetch_sub(&s->asides, 1);
+		guard_unnamed(s, d->id.dev, d->id.ino);
 	}
 	free(ff_take_ptr(&d->path));
 }
@@ -254,13 +255,18 @@ static int before_loss(struct ff_store *s, int parent, const char *name,
 
 int ff_store_unlink(struct ff_store *store, int parent_fd, const char *name)
 {
+	struct identity id;
+	bool known;
 	int r;
 
 	pthread_rwlock_rdlock(&store->names);
 	pthread_mutex_lock(&store->paths);
+	known = store->guards && identity_of(parent_fd, name, &id, NULL) == 0;
 	r = before_loss(store, parent_fd, name, NULL);
 	if (!r)
 		r = io_unlinkat(parent_fd, name, 0);
+	if (!r && known)
+		guard_unnamed(store, id.dev, id.ino);
 	pthread_mutex_unlock(&store->paths);
 	pthread_rwlock_unlock(&store->names);
 	return r;
@@ -357,11 +363,12 @@ static int rename_noted(struct ff_store *s, int old_parent, const char *old_name
 {
 	char from[PATH_MAX], to[PATH_MAX];
 	struct move m = {from, to, flags & RENAME_EXCHANGE};
-	struct identity moved, other;
-	bool both_dirs;
+	struct identity moved, other, replaced_one;
+	bool both_dirs, known;
 	struct stat st, st2;
 	int r = identity_of(old_parent, old_name, &moved, &st);
 
+	known = s->guards && identity_of(new_parent, new_name, &replaced_one, NULL) == 0;
 	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
 		r = before_loss(s, new_parent, new_name, &moved);
 	if (!r)
@@ -375,6 +382,8 @@ static int rename_noted(struct ff_store *s, int old_parent, const char *old_name
 		r = io_renameat(old_parent, old_name, new_parent, new_name, flags);
 	if (r)
 		return r;
+	if (known)
+		guard_unnamed(s, replaced_one.dev, replaced_one.ino);
 	after_move(s, new_parent, new_name, &m);
 	/* One walk over all disks has moved both directories already. */
 	both_dirs = S_ISDIR(st.st_mode);

@@ -188,11 +188,13 @@ int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 				atomic_store(&d->path_fd, path_fd);
 		}
 	}
-	if (r)
+	if (r) {
 		disk_unref(d);
-	else
-		*out = d;
-	return r;
+		return r;
+	}
+	guard_add(store, fd);
+	*out = d;
+	return 0;
 }
 
 void ff_disk_put(struct ff_disk *disk)

@@ -16,7 +16,7 @@
  *   fd       opening of a disk's source descriptor
  *   paths    where each disk with a chain lies below SOURCE
  *   chain    the older/hidden/pin members of links
- *   leaves   disks (the table), snaps (the list and its names), disk.claims, snap.lock
+ *   leaves   disks (the table), snaps (the list and its names), disk.claims, snap.lock, guards
  *
  * A second barrier, `reads`, is held shared by frozen reads alone, so that a link can be freed when
  * no reader stands on it. Frozen readers take no lock but that and the leaves of their own
@@ -151,11 +151,13 @@ struct ff_store {
 	uint64_t next_seq;         /* lock: admin */
 	uint64_t next_drop;        /* lock: admin; for names of dropped snapshots */
 	atomic_uint late;          /* jobs on fleece storage that nobody waits for any more */
+	struct guards *guards;     /* NULL: QEMU is not to be kept off the sources */
+	int source_lock_fd;
 	atomic_bool pulsing; /* the time is being written; who set it owns the next three */
 	int pulse_fd;
 	int64_t pulse_time;
 	bool pulse_failed;
-	atomic_uint epoch;         /* raised by each freeze before it looks at the sources */
+	atomic_uint epoch; /* raised by each freeze before it looks at the sources */
 	pthread_mutex_t disks_lock;
 	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
 	pthread_mutex_t space_lock;          /* the next three; a leaf */
@@ -258,6 +260,21 @@ int session_begin(struct ff_store *s);
 int session_end(struct ff_store *s);
 /* FLEECE_DIR is this SOURCE's, or nobody's yet: -EINVAL, logged. HAS_SNAPSHOTS: is it in use? */
 int session_check_source(struct ff_store *s, bool has_snapshots);
+
+/* --- guard.c --- */
+/* Locks SOURCE's directory. -EBUSY, logged: another fleecefs has. */
+int guard_source(struct ff_store *s);
+/* Locks SOURCE's files against QEMU, if that is wished. Only -ENOMEM is an error. */
+int guard_open(struct ff_store *s);
+/* The regular file behind FD is one that is used: locks it too. */
+void guard_add(struct ff_store *s, int fd);
+/* This inode has lost a name, or any may have: locks on those that have none left are given back.
+ */
+void guard_unnamed(struct ff_store *s, dev_t dev, ino_t ino);
+void guard_sweep(struct ff_store *s);
+/* From here on another fleecefs may wait for our end. An error: one has not waited. */
+int guard_ending(struct ff_store *s);
+void guard_close(struct ff_store *s);
 
 /* --- pulse.c --- */
 /* Until when the last daemon lived, in seconds of the real-time clock and with some slack;

@@ -180,12 +180,27 @@ int io_lock_shared(int fd, uint64_t off)
 	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
 }
 
-int io_flock(int fd)
+int io_is_locked(int fd, uint64_t off, bool *held)
+{
+	struct flock lock = {
+	    .l_type = F_WRLCK,
+	    .l_whence = SEEK_SET,
+	    .l_start = (off_t)off,
+	    .l_len = 1,
+	};
+
+	if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
+		return -errno;
+	*held = lock.l_type != F_UNLCK;
+	return 0;
+}
+
+int io_flock(int fd, int operation)
 {
 	int r;
 
 	do
-		r = flock(fd, LOCK_EX | LOCK_NB);
+		r = flock(fd, operation | LOCK_NB);
 	while (r < 0 && errno == EINTR);
 	return r < 0 ? -errno : 0;
 }

@@ -10,6 +10,7 @@
 #define FF_COW_IO_H
 
 #include <dirent.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -42,8 +43,11 @@ int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out);
 int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode, int *out);
 /* Holds a shared OFD lock on the byte at OFF as long as FD's open file lives. */
 int io_lock_shared(int fd, uint64_t off);
-/* Takes the lock of flock(2) on FD, exclusive, without waiting: -EWOULDBLOCK. */
-int io_flock(int fd);
+/* Does somebody else hold a lock of any kind on the byte at OFF? */
+int io_is_locked(int fd, uint64_t off, bool *held);
+/* Takes the lock of flock(2) on FD, LOCK_EX or LOCK_SH, or gives it back, LOCK_UN. Never waits:
+ * -EWOULDBLOCK, and then a lock that FD had is lost. */
+int io_flock(int fd, int operation);
 /* These two: below a DIRFD (not AT_FDCWD) no part of PATH that leads to the last may be a symlink.
  */
 int io_mkdirat(int dirfd, const char *path, mode_t mode);

@@ -3,8 +3,8 @@
  *
  * A killed daemon leaves no record of what the sources looked like, and whoever starts a virtual
  * machine on SOURCE itself after that spoils every frozen view. So while there are snapshots the
- * time is written to FLEECE_DIR/.alive once a second, and at the next open a disk whose ctime (which
- * no program can set) is later than that is one that was changed behind the mount's back.
+ * time is written to FLEECE_DIR/.alive once a second, and at the next open a disk whose ctime
+ * (which no program can set) is later than that is one that was changed behind the mount's back.
  *
  * A system under load may write it late, so SLACK_S seconds are allowed for. The time never goes
  * back: a clock that is set back makes the test miss, not accuse. Where views are to survive power
@@ -61,7 +61,8 @@ static int pulse_job(void *ctx)
 	int r = write_time(s);
 
 	if (r && !s->pulse_failed)
-		ff_warning("%s/" ALIVE ": cannot be written (%s): should fleecefs be killed, frozen "
+		ff_warning("%s/" ALIVE
+		           ": cannot be written (%s): should fleecefs be killed, frozen "
 		           "views are given up",
 		           s->fleece_path, strerror(-r));
 	s->pulse_failed = r != 0;

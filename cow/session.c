@@ -14,8 +14,8 @@
  * be anything.
  *
  * Order at the beginning of a mount: what the ending means is made permanent in the images first,
- * then .session is written, then .alive (pulse.c) and .clean go. Killed between any two, the next mount comes to the
- * same conclusions.
+ * then .session is written, then .alive (pulse.c) and .clean go. Killed between any two, the next
+ * mount comes to the same conclusions.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 #include <libqcow.h>
 #include <xxhash.h>
@@ -142,7 +143,7 @@ static int take_lock(struct ff_store *s)
 	if (r == -EEXIST)
 		r = open_regular(s->fleece_fd, ".lock", O_RDWR, &s->lock_fd);
 	for (int waited = 0; !r; waited += LOCK_POLL_MS) {
-		r = io_flock(s->lock_fd);
+		r = io_flock(s->lock_fd, LOCK_EX);
 		if (!r)
 			r = io_truncate(s->lock_fd, 0);
 		if (!r)
@@ -249,6 +250,7 @@ static void store_free(struct ff_store *s)
 	barrier_free(s->reads);
 	close_fd(s->aside_fd);
 	close_fd(s->pulse_fd);
+	guard_close(s);
 	close_fd(s->lock_fd);
 	close_fd(s->fleece_fd);
 	close_fd(s->source_fd);
@@ -274,7 +276,8 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 
 	if (!s)
 		return -ENOMEM;
-	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = s->pulse_fd = -1;
+	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = s->pulse_fd = s->source_lock_fd =
+	    -1;
 	init_locks(s);
 	r = copy_config(s, config);
 	if (!r)
@@ -285,6 +288,10 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 		r = open_fleece_dir(s, config->fleece_path);
 	if (!r)
 		r = take_lock(s);
+	if (!r)
+		r = guard_source(s);
+	if (!r)
+		r = guard_open(s);
 	if (!r)
 		r = recover(s);
 	if (r)
@@ -314,7 +321,10 @@ int ff_store_close(struct ff_store *store)
 		         store->fleece_path);
 		return -EIO;
 	}
-	r = session_end(store);
+	/* Another fleecefs that has slipped in may be changing disks already. */
+	r = guard_ending(store);
+	if (!r)
+		r = session_end(store);
 	if (r)
 		ff_error("%s: the clean end could not be recorded: %s", store->fleece_path,
 		         strerror(-r));

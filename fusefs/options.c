@@ -26,6 +26,7 @@ enum key {
 	KEY_FLEECE_LIMIT,
 	KEY_FLEECE_RESERVE,
 	KEY_EXCLUDE,
+	KEY_SOURCE_LOCK,
 	KEY_MAX_THREADS,
 	KEY_MAX_IDLE,
 	KEY_DURABLE, /* from here on: without a value */
@@ -44,17 +45,12 @@ struct option_name {
 };
 
 static const struct option_name names[] = {
-    {"fleece-dir", KEY_FLEECE_DIR},
-    {"snapdir", KEY_SNAPDIR},
-    {"snapshot", KEY_SNAPSHOT},
-    {"cluster-size", KEY_CLUSTER_SIZE},
-    {"on-cbw-error", KEY_ON_CBW_ERROR},
-    {"cbw-timeout", KEY_CBW_TIMEOUT},
-    {"fleece-limit", KEY_FLEECE_LIMIT},
-    {"fleece-reserve", KEY_FLEECE_RESERVE},
-    {"exclude", KEY_EXCLUDE},
-    {"durable", KEY_DURABLE},
-    {"help", KEY_HELP},
+    {"fleece-dir", KEY_FLEECE_DIR},     {"snapdir", KEY_SNAPDIR},
+    {"snapshot", KEY_SNAPSHOT},         {"cluster-size", KEY_CLUSTER_SIZE},
+    {"on-cbw-error", KEY_ON_CBW_ERROR}, {"cbw-timeout", KEY_CBW_TIMEOUT},
+    {"fleece-limit", KEY_FLEECE_LIMIT}, {"fleece-reserve", KEY_FLEECE_RESERVE},
+    {"exclude", KEY_EXCLUDE},           {"source-lock", KEY_SOURCE_LOCK},
+    {"durable", KEY_DURABLE},           {"help", KEY_HELP},
     {"version", KEY_VERSION},
 };
 
@@ -68,6 +64,7 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("fleece-limit=", KEY_FLEECE_LIMIT),
     FUSE_OPT_KEY("fleece-reserve=", KEY_FLEECE_RESERVE),
     FUSE_OPT_KEY("exclude=", KEY_EXCLUDE),
+    FUSE_OPT_KEY("source-lock=", KEY_SOURCE_LOCK),
     FUSE_OPT_KEY("max_threads=", KEY_MAX_THREADS),
     FUSE_OPT_KEY("max_idle_threads=", KEY_MAX_IDLE),
     FUSE_OPT_KEY("durable", KEY_DURABLE),
@@ -173,6 +170,16 @@ static int set_component(const char *name, const char *value, size_t max, bool d
 	return set_string(at, value);
 }
 
+static int set_on_off(const char *name, const char *s, bool *out)
+{
+	if (strcmp(s, "on") != 0 && strcmp(s, "off") != 0) {
+		ff_error("--%s=%s: 'on' or 'off' is expected", name, s);
+		return -EINVAL;
+	}
+	*out = strcmp(s, "on") == 0;
+	return 0;
+}
+
 static int add_exclude(struct options *o, const char *glob)
 {
 	char **list;
@@ -243,6 +250,8 @@ static int set_value(struct options *o, enum key key, const char *v)
 		return parse_size("fleece-reserve", v, 0, INT64_MAX, &o->fleece_reserve);
 	case KEY_EXCLUDE:
 		return add_exclude(o, v);
+	case KEY_SOURCE_LOCK:
+		return set_on_off("source-lock", v, &o->source_lock);
 	case KEY_MAX_THREADS:
 		return parse_number("max_threads", v, 1, 10000, &o->max_threads);
 	case KEY_MAX_IDLE:
@@ -339,7 +348,8 @@ int options_parse(int argc, char **argv, struct options *out, struct fuse_args *
 {
 	int r = 0;
 
-	*out = (struct options){.cluster_size = 4096, .fleece_reserve = 64 << 20};
+	*out =
+	    (struct options){.cluster_size = 4096, .fleece_reserve = 64 << 20, .source_lock = true};
 	*args = (struct fuse_args)FUSE_ARGS_INIT(0, NULL);
 	if (set_string(&out->snapdir, "snapshots") < 0 || fuse_opt_add_arg(args, "fleecefs") < 0)
 		return -ENOMEM;
@@ -402,6 +412,8 @@ void options_print_help(void)
 	     "                            applies (default: 0, no limit)\n"
 	     "    --fleece-limit=SIZE     budget of all saved data (default: 0, none)\n"
 	     "    --fleece-reserve=SIZE   keep free on the filesystem of DIR (default: 64M)\n"
+	     "    --source-lock=on|off    keep QEMU from writing to files of SOURCE itself\n"
+	     "                            (default: on)\n"
 	     "    --exclude=GLOB          live but never frozen; repeatable (default: none)\n"
 	     "    --durable               snapshots survive power loss; costs a flush before\n"
 	     "                            each first overwrite (default: off)\n"

@@ -28,6 +28,7 @@ struct options {
 	char **exclude;
 	size_t exclude_count;
 	bool durable;
+	bool source_lock;
 
 	bool foreground, debug, single_thread, help, version;
 	bool clone_fd;

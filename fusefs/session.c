@@ -135,6 +135,7 @@ static int open_store(struct session *s)
 	    .fleece_limit = o->fleece_limit,
 	    .fleece_reserve = o->fleece_reserve,
 	    .durable = o->durable,
+	    .source_lock = o->source_lock,
 	    .exclude = (const char *const *)o->exclude,
 	    .exclude_count = o->exclude_count,
 	};

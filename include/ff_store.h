@@ -47,6 +47,7 @@ struct ff_store_config {
 	unsigned cbw_timeout;    /* seconds, 0: no limit */
 	uint64_t fleece_limit;   /* bytes, 0: none */
 	uint64_t fleece_reserve; /* bytes to leave free on the filesystem of FLEECE_DIR */
+	bool source_lock;        /* keep QEMU from opening files of SOURCE for writing */
 	bool durable;            /* flush each save before the overwrite it protects from */
 	const char *const
 	    *exclude; /* globs (fnmatch, on the path below SOURCE and on the last name) */
@@ -57,7 +58,7 @@ struct ff_store_config {
 
 /* Opens FLEECE_DIR, takes its lock, brings back the snapshots found in it and removes what an
  * interrupted mkdir or rmdir left. CONFIG is copied, source_fd duplicated. Not thread-safe.
- * -EBUSY: another fleecefs has this FLEECE_DIR. Errors are logged with the file they are about. */
+ * -EBUSY: another fleecefs has this FLEECE_DIR, or this SOURCE. Errors are logged with the file they are about. */
 int ff_store_open(const struct ff_store_config *config, struct ff_store **out);
 
 /* Makes everything durable, records the state of the sources so that a later change behind the
