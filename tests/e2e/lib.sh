@@ -90,8 +90,9 @@ wait_for() {
 	done
 }
 
+# Has process $1 ended? Some inits take their time to collect what ended, so a zombie counts.
 gone() {
-	! kill -0 "$1" 2>/dev/null
+	! grep -q '^State:.[^ZX]' "/proc/$1/status" 2>/dev/null
 }
 
 # Mounts $src on $mnt, in the background. More options may follow.
