@@ -343,6 +343,13 @@ static int change_source(const struct ff_change *c, size_t *done)
 	return -EINVAL;
 }
 
+/* What a guest is told when storage that it does not know of fails: hypervisors pause it for ENOSPC
+ * and know EIO; ENOENT or EROFS from a write would mean nothing to anybody. */
+static int guest_error(int r)
+{
+	return r == -ENOSPC || r == -EDQUOT ? -ENOSPC : r == -ENOMEM ? r : -EIO;
+}
+
 /* Both phases. */
 static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
@@ -370,7 +377,7 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 			r = lost_settled(d); /* what we did not save another thread may break */
 		if (r) {
 			atomic_fetch_sub(&saved->pins, 1);
-			return r;
+			return guest_error(r);
 		}
 	}
 	r = change_source(c, done);
@@ -485,10 +492,10 @@ int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only)
 		}
 	} while (n == FF_ARRAY_SIZE(links) && !r);
 	if (r && disk->store->cfg.policy == FF_BREAK_GUEST_WRITE)
-		return r;
+		return guest_error(r);
 	if (r)
 		r = chain_break_all(disk, "its saved data could not be made durable");
 	if (r)
-		return r;
+		return guest_error(r);
 	return data_only ? io_fdatasync(fd) : io_fsync(fd);
 }
