@@ -269,6 +269,12 @@ static void take_entries(struct in *in, struct ff_frozen *f, uint32_t inodes)
 	}
 }
 
+static bool is_type(mode_t mode)
+{
+	return S_ISREG(mode) || S_ISDIR(mode) || S_ISLNK(mode) || S_ISFIFO(mode) ||
+	       S_ISSOCK(mode) || S_ISCHR(mode) || S_ISBLK(mode);
+}
+
 static void take_inode(struct in *in, struct ff_frozen *f, uint32_t inodes)
 {
 	struct timespec btime;
@@ -297,10 +303,12 @@ static void take_inode(struct in *in, struct ff_frozen *f, uint32_t inodes)
 	take_entries(in, f, inodes);
 	if (in->why || in->no_memory)
 		return;
-	if (f->st.st_size < 0 || f->parent >= inodes)
-		in->why = "an inode's size or parent is impossible";
-	if ((f->disk != TREE_NO_DISK) != (f->image != NULL) ||
-	    (f->image && (!S_ISREG(f->st.st_mode) || !names_safe_path(f->image))))
+	if (f->st.st_size < 0 || f->parent >= inodes || !is_type(f->st.st_mode))
+		in->why = "an inode's size, parent or type is impossible";
+	/* every regular file is a disk, and nothing else is */
+	if ((f->disk != TREE_NO_DISK) != !!S_ISREG(f->st.st_mode) ||
+	    (f->image != NULL) != !!S_ISREG(f->st.st_mode) ||
+	    (f->image && !names_safe_path(f->image)))
 		in->why = "a fleecing image's path is impossible";
 	if ((f->target != NULL) != !!S_ISLNK(f->st.st_mode))
 		in->why = "a symlink has no target";

@@ -2,7 +2,9 @@
  * An image is called as its disk is, below its snapshot's directory, so that a person finds it.
  * Two things stand in the way: names of up to 255 bytes to which "-fleece-N.qcow2" is added, and
  * directories of SOURCE called like a file of ours. Both get a hash of the whole name instead, so
- * that the result is a function of the path and different paths stay different.
+ * that the result is a function of the path and different paths stay different. For that, a name
+ * that already looks like one with a hash gets another; and a path that comes out too long is a
+ * hash altogether.
  */
 #include "cow/names.h"
 
@@ -25,10 +27,18 @@ static bool ends_with(const char *name, size_t len, const char *suffix)
 	return len >= n && memcmp(name + len - n, suffix, n) == 0;
 }
 
+/* Does it end as hashed() makes names end? */
+static bool looks_hashed(const char *name, size_t len)
+{
+	return len >= HASH_CHARS && name[len - HASH_CHARS] == '~' &&
+	       strspn(name + len - HASH_CHARS + 1, "0123456789abcdef") >= HASH_CHARS - 1;
+}
+
 /* Could a directory of this name stand where a file of ours is to be? */
 static bool reserved(const char *name, size_t len)
 {
-	return (len == strlen(MANIFEST_NAME) && memcmp(name, MANIFEST_NAME, len) == 0) ||
+	return looks_hashed(name, len) ||
+	       (len == strlen(MANIFEST_NAME) && memcmp(name, MANIFEST_NAME, len) == 0) ||
 	       ends_with(name, len, ".qcow2") || ends_with(name, len, ".xxh3") ||
 	       ends_with(name, len, ".backing") || ends_with(name, len, ".tmp");
 }
@@ -42,6 +52,16 @@ static void hashed(const char *name, size_t len, size_t extra, char *out)
 	         (unsigned long long)XXH3_64bits(name, len));
 }
 
+static char *whole_hashed(const char *rel, const char *suffix)
+{
+	char *out;
+
+	return asprintf(&out, "~%016llx%s", (unsigned long long)XXH3_64bits(rel, strlen(rel)),
+	                suffix) < 0
+	           ? NULL
+	           : out;
+}
+
 char *names_image(const char *rel, uint64_t seq)
 {
 	char suffix[40], part[LONGEST_NAME + 1];
@@ -50,11 +70,8 @@ char *names_image(const char *rel, uint64_t seq)
 	size_t rel_len = strlen(rel), used = 0;
 	char *out;
 
-	if (rel_len > LONGEST_PATH) {
-		snprintf(part, sizeof part, "~%016llx",
-		         (unsigned long long)XXH3_64bits(rel, rel_len));
-		return asprintf(&out, "%s%s", part, suffix) < 0 ? NULL : out;
-	}
+	if (rel_len > LONGEST_PATH)
+		return whole_hashed(rel, suffix);
 	/* Each part grows by a hash at the most. */
 	out = malloc(rel_len * (HASH_CHARS + 2) + sizeof suffix + HASH_CHARS + 1);
 	if (!out)
@@ -63,11 +80,16 @@ char *names_image(const char *rel, uint64_t seq)
 		size_t len = strcspn(p, "/");
 		bool last = p[len] == '\0';
 
-		if (last ? len + (size_t)suffix_len > LONGEST_NAME : reserved(p, len))
+		if (last ? len + (size_t)suffix_len > LONGEST_NAME || looks_hashed(p, len)
+		         : reserved(p, len))
 			hashed(p, len, last ? (size_t)suffix_len : 0, part);
 		else
 			snprintf(part, sizeof part, "%.*s", (int)len, p);
 		used += (size_t)sprintf(out + used, "%s%s", part, last ? suffix : "/");
+		if (last && used > LONGEST_PATH) {
+			free(out);
+			return whole_hashed(rel, suffix);
+		}
 		if (last)
 			return out;
 		p += len + 1;

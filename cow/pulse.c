@@ -87,7 +87,8 @@ void ff_store_pulse(struct ff_store *s)
 int pulse_last(struct ff_store *s, int64_t *until)
 {
 	ff_autoclose int fd = -1;
-	char text[24];
+	char text[24], *end;
+	long long then;
 	size_t got = 0;
 	int r = io_openat(s->fleece_fd, ALIVE, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0, &fd);
 
@@ -101,8 +102,16 @@ int pulse_last(struct ff_store *s, int64_t *until)
 		return r;
 	}
 	text[got] = '\0';
-	if (got == LENGTH) /* less: the power failed while it was made */
-		*until = strtoll(text, NULL, 10) + SLACK_S;
+	if (got < LENGTH) /* the power failed while it was made */
+		return 0;
+	then = strtoll(text, &end, 10);
+	if (end == text + LENGTH - 1 && *end == '\n') {
+		*until = then < INT64_MAX - SLACK_S ? then + SLACK_S : INT64_MAX;
+		return 0;
+	}
+	ff_error("%s/" ALIVE " is damaged: whether SOURCE was left alone since cannot be told",
+	         s->fleece_path);
+	*until = INT64_MIN;
 	return 0;
 }
 

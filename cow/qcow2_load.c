@@ -212,23 +212,52 @@ static int check_blocks(struct load *ld)
 	return 0;
 }
 
+/* Does the file have nothing in LEN bytes at OFF? *DATA: none before this, as far as is known. */
+static bool is_hole(struct load *ld, uint64_t off, uint64_t len, uint64_t *data)
+{
+	int r = 0;
+
+	if (off >= *data)
+		r = io_seek(ld->fd, off, SEEK_DATA, data);
+	if (r == -ENXIO)
+		*data = UINT64_MAX;
+	else if (r)
+		*data = off; /* no telling: it is read */
+	return off + len <= *data;
+}
+
+/* Goes by what there is, in memory or in the file: blocks are a bit for each of all clusters, and
+ * for a large disk that is more than anyone would wait for. */
+static int mend_blocks(struct load *ld, bool *mended)
+{
+	const struct qcow2_layout *l = &ld->img->l;
+	ff_autofree uint8_t *buf = malloc(CLUSTERMAP_CHUNK_BITS / 8);
+	uint64_t base = l->rb_first * l->cluster_size, data = 0;
+	int r = buf ? 0 : -ENOMEM;
+
+	for (uint64_t b = 0; !r && b < l->rb_count; b++) {
+		uint64_t host = b * l->per_block, end = host + l->per_block;
+
+		if (!clustermap_test(&ld->img->blocks, b))
+			continue;
+		for (; !r && host < end; host += CLUSTERMAP_CHUNK_BITS)
+			if (clustermap_bytes(&ld->img->refs, host) ||
+			    !is_hole(ld, base + host / 8, CLUSTERMAP_CHUNK_BITS / 8, &data))
+				r = mend_piece(ld, host, buf, mended);
+	}
+	return r;
+}
+
 static int mend(struct load *ld)
 {
 	struct ff_image *img = ld->img;
 	uint64_t size = ld->next * img->l.cluster_size;
-	ff_autofree uint8_t *buf = malloc(CLUSTERMAP_CHUNK_BITS / 8);
 	struct stat st;
 	bool mended = false;
-	int r = buf ? check_blocks(ld) : -ENOMEM;
+	int r = check_blocks(ld);
 
-	for (uint64_t b = 0; !r && b < img->l.rb_count; b++) {
-		uint64_t host = b * img->l.per_block, end = host + img->l.per_block;
-
-		if (!clustermap_test(&img->blocks, b))
-			continue;
-		for (; !r && host < end; host += CLUSTERMAP_CHUNK_BITS)
-			r = mend_piece(ld, host, buf, &mended);
-	}
+	if (!r)
+		r = mend_blocks(ld, &mended);
 	if (!r)
 		r = io_fstat(ld->fd, &st);
 	if (!r && (uint64_t)st.st_size != size) {
