@@ -5,11 +5,12 @@
  *
  *   starting   store opened, node table made, --snapshot frozen; nothing is mounted. SIGTERM,
  *              SIGINT and SIGHUP are blocked and thus wait; a failure ends here with a message.
- *   mounted    the session loop runs in the main thread. One thread waits for signals; before it
- *              ends the loop it lets the kernel write back dirty mapped pages. A helper thread
- *              asks the mount for its root: an answer means that the kernel and we understand each
- *              other, and is what "ready" means. Only then the parent is told through the pipe
- *              (one byte), stdio is closed and the log goes to syslog.
+ *   mounted    capabilities that serving does not need are gone. The session loop runs in the
+ *              main thread. One thread waits for signals; before it ends the loop it lets the
+ *              kernel write back dirty mapped pages. A helper thread asks the mount for its root:
+ *              an answer means that the kernel and we understand each other, and is what "ready"
+ *              means. Only then the parent is told through the pipe (one byte), stdio is closed
+ *              and the log goes to syslog.
  *   ending     the loop has ended (unmount, signal or error); unmount, wait for threads that make
  *              or drop a snapshot, give back handles and nodes, drop the ephemeral snapshot, close
  *              the store. In this order: the unmount first, so that nobody is served any more;
@@ -40,6 +41,7 @@
 #include "fusefs/dispatch.h"
 #include "fusefs/inode.h"
 #include "fusefs/mountpoint.h"
+#include "fusefs/privileges.h"
 
 #define READ_AHEAD_KB   4096
 #define NODE_FD_RESERVE 4096
@@ -384,8 +386,13 @@ static int serve_store(struct session *s)
 		return -EIO;
 	/* libfuse says what is wrong */
 	r = fuse_session_mount(s->se, s->places.mountpoint) < 0 ? -EIO : 0;
-	if (r == 0)
-		r = serve_mounted(s);
+	if (r == 0) {
+		r = privileges_drop();
+		if (r == 0)
+			r = serve_mounted(s);
+		else
+			fuse_session_unmount(s->se);
+	}
 	fuse_remove_signal_handlers(s->se);
 	return r;
 }
