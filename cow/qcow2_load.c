@@ -28,7 +28,7 @@
 struct load {
 	struct ff_image *img;
 	int fd;
-	uint64_t end;  /* whole clusters in the file */
+	uint64_t end;  /* whole clusters in the file that refcounts reach */
 	uint64_t next; /* after the last data cluster in use */
 };
 
@@ -291,7 +291,8 @@ static int load_head(struct load *ld, uint64_t file_size)
 		ff_error("%s: %s", ld->img->path, why);
 		return r;
 	}
-	ld->end = file_size / l.cluster_size;
+	/* a file may be longer than its refcounts reach: nothing of ours is there */
+	ld->end = FF_MIN(file_size / l.cluster_size, l.capacity);
 	ld->next = l.data_first;
 	return image_setup(ld->img, &head, &l);
 }
