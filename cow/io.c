@@ -124,17 +124,32 @@ int io_seek(int fd, uint64_t off, int whence, uint64_t *out)
 
 int io_fdatasync(int fd)
 {
-	return fdatasync(fd) < 0 ? -errno : 0;
+	int r;
+
+	do
+		r = fdatasync(fd);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
 }
 
 int io_fsync(int fd)
 {
-	return fsync(fd) < 0 ? -errno : 0;
+	int r;
+
+	do
+		r = fsync(fd);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
 }
 
 int io_syncfs(int fd)
 {
-	return syncfs(fd) < 0 ? -errno : 0;
+	int r;
+
+	do
+		r = syncfs(fd);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
 }
 
 int io_openat(int dirfd, const char *path, int flags, mode_t mode, int *out)
