@@ -208,11 +208,12 @@ static int chained_disk(struct ff_store *s, int parent, const char *name, struct
 	struct identity id;
 	struct ff_disk *d;
 	struct stat st;
-	int r;
+	int r = identity_of(parent, name, &id, &st);
 
 	*out = NULL;
-	if (identity_of(parent, name, &id, &st) || !S_ISREG(st.st_mode) ||
-	    disk_find(s, &id, false, &d))
+	if (r) /* what cannot be told is not to go */
+		return r == -ENOENT ? 0 : r;
+	if (!S_ISREG(st.st_mode) || disk_find(s, &id, false, &d))
 		return 0;
 	if (!atomic_load(&d->top)) {
 		disk_unref(d);
@@ -341,18 +342,15 @@ static int move_disk(struct ff_disk *d, void *ctx)
 	return 0;
 }
 
-/* What is now called NAME has been moved: notes it. */
-static void after_move(struct ff_store *s, int parent, const char *name, struct move *m)
+/* What was this before it was moved: notes where it is. */
+static void after_move(struct ff_store *s, const struct identity *id, const struct stat *st,
+                       struct move *m)
 {
-	struct identity id;
 	struct ff_disk *d;
-	struct stat st;
 
-	if (identity_of(parent, name, &id, &st))
-		return;
-	if (S_ISDIR(st.st_mode)) {
+	if (S_ISDIR(st->st_mode)) {
 		disk_each(s, move_disk, m);
-	} else if (S_ISREG(st.st_mode) && disk_find(s, &id, false, &d) == 0) {
+	} else if (S_ISREG(st->st_mode) && disk_find(s, id, false, &d) == 0) {
 		move_disk(d, m);
 		disk_unref(d);
 	}
@@ -363,12 +361,15 @@ static int rename_noted(struct ff_store *s, int old_parent, const char *old_name
 {
 	char from[PATH_MAX], to[PATH_MAX];
 	struct move m = {from, to, flags & RENAME_EXCHANGE};
-	struct identity moved, other, replaced_one;
-	bool both_dirs, known;
+	struct identity moved, other;
+	bool known;
 	struct stat st, st2;
-	int r = identity_of(old_parent, old_name, &moved, &st);
+	int r = identity_of(old_parent, old_name, &moved, &st), e;
 
-	known = s->guards && identity_of(new_parent, new_name, &replaced_one, NULL) == 0;
+	e = m.exchange || s->guards ? identity_of(new_parent, new_name, &other, &st2) : -ENOENT;
+	known = s->guards && !e;
+	if (!r && m.exchange)
+		r = e;
 	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
 		r = before_loss(s, new_parent, new_name, &moved);
 	if (!r)
@@ -383,13 +384,11 @@ static int rename_noted(struct ff_store *s, int old_parent, const char *old_name
 	if (r)
 		return r;
 	if (known)
-		guard_unnamed(s, replaced_one.dev, replaced_one.ino);
-	after_move(s, new_parent, new_name, &m);
+		guard_unnamed(s, other.dev, other.ino);
+	after_move(s, &moved, &st, &m);
 	/* One walk over all disks has moved both directories already. */
-	both_dirs = S_ISDIR(st.st_mode);
-	if (m.exchange && !identity_of(old_parent, old_name, &other, &st2) &&
-	    !(both_dirs && S_ISDIR(st2.st_mode)))
-		after_move(s, old_parent, old_name, &(struct move){to, from, false});
+	if (m.exchange && !(S_ISDIR(st.st_mode) && S_ISDIR(st2.st_mode)))
+		after_move(s, &other, &st2, &(struct move){to, from, false});
 	return 0;
 }
 

@@ -82,7 +82,8 @@ void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir)
 	}
 	if (*at)
 		*at = dir->next_hidden;
-	remove_tree(s->fleece_fd, dir->name);
+	if (!dir->kept)
+		remove_tree(s->fleece_fd, dir->name);
 	close(dir->fd);
 	free(dir->name);
 	free(dir);
@@ -240,17 +241,31 @@ static bool leave_if_empty(struct collect *c)
 	return again;
 }
 
-/* Step 4 for one disk. */
-static void settle(struct ff_disk *d)
+/* Step 4 for one disk. An error: some image still names one that has left. */
+static int settle(struct ff_disk *d)
 {
 	struct link *l = atomic_load(&d->top), *newer = NULL;
+	int r = 0;
 
 	if (!l) {
 		aside_release(d);
 		atomic_store(&d->durable, false);
 	}
-	for (; l; newer = l, l = l->older)
-		link_set_backing(l, newer);
+	for (; l; newer = l, l = l->older) {
+		int e = link_set_backing(l, newer);
+
+		r = r ? r : e;
+	}
+	return r;
+}
+
+/* The images of D, NULL: of all disks, that have left stay on storage until the next mount, which
+ * takes an image that is named but not there for lost. They are empty, and harmless. */
+static void keep_gone(struct collect *c, const struct ff_disk *d)
+{
+	for (struct link *l = c->gone; l; l = l->older)
+		if (!d || l->disk == d)
+			l->dir->kept = l->kept = true;
 }
 
 static void free_gone(struct collect *c)
@@ -267,7 +282,7 @@ static void free_gone(struct collect *c)
 	barrier_open(s->reads);
 	while (c->gone) {
 		struct link *l = c->gone;
-		int r = ff_image_unlink(l->img);
+		int r = l->kept ? 0 : ff_image_unlink(l->img);
 
 		if (r && r != -ENOENT)
 			ff_warning("%s/%s/%s: cannot delete: %s", s->fleece_path, l->dir->name,
@@ -364,13 +379,16 @@ static void shrink_and_leave(struct collect *c)
 	}
 	let_go(c);
 	for (size_t i = 0; i < c->count; i++) {
-		settle(c->disks[i]);
+		if (settle(c->disks[i]))
+			keep_gone(c, c->disks[i]);
 		durable |= atomic_load(&c->disks[i]->durable);
 	}
 	/* No chain on storage may name an image that is gone from there. */
 	r = durable && c->gone ? io_syncfs(c->store->fleece_fd) : 0;
-	if (r)
+	if (r) {
 		ff_warning("%s: cannot be made durable: %s", c->store->fleece_path, strerror(-r));
+		keep_gone(c, NULL);
+	}
 	free_gone(c);
 }
 
@@ -426,6 +444,16 @@ static void unpublish(struct ff_snap *snap)
 	if (*at)
 		*at = snap->next;
 	clock_gettime(CLOCK_REALTIME, &s->changed);
+}
+
+void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir)
+{
+	char hidden[40];
+
+	drop_rename(s, dir->name, hidden, sizeof hidden); /* or the next mount does it */
+	close(dir->fd);
+	free(dir->name);
+	free(dir);
 }
 
 int drop_rename(struct ff_store *s, const char *name, char *out, size_t size)

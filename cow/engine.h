@@ -51,6 +51,7 @@ struct fleece_dir {
 	int fd;
 	char *name;                     /* lock: admin */
 	unsigned links;                 /* links whose images lie here; lock: admin */
+	bool kept; /* it holds images that are left to the next mount; lock: admin */
 	struct fleece_dir *next_hidden; /* lock: admin */
 };
 
@@ -65,6 +66,7 @@ struct link {
 	struct link *older;           /* lock: chain */
 	struct ff_snap *snap;         /* lock: chain; NULL: hidden, only older ones need it */
 	bool collecting;              /* lock: admin; drop_collect() has it in hand */
+	bool kept;                    /* lock: admin; has left, its image stays: still named */
 	bool charged;                 /* lock: admin; its allocation counts as used space */
 	bool out;                     /* lock: chain; no longer in its chain, about to be freed */
 	atomic_bool broken;           /* set before the guest goes on; never cleared */
@@ -240,6 +242,8 @@ void drop_collect(struct ff_store *s, struct link *const *links, size_t count);
 /* Gives the directory NAME a name of a dropped snapshot's, in OUT. */
 int drop_rename(struct ff_store *s, const char *name, char *out, size_t size);
 void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir);
+/* Frees DIR, of which no link is left, and leaves what is in it to the next mount. */
+void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir);
 int recover(struct ff_store *s);
 
 /* --- session.c: how the last mount ended --- */

@@ -421,31 +421,47 @@ static int flip(struct freeze *f, unsigned epoch)
 	return r;
 }
 
+/* The image that an older one goes on naming, because its header cannot be written: taken away, the
+ * next mount would take the older one's views for lost. It is empty, and leads to the source. So it
+ * stays, and its directory is a dropped snapshot's. */
+static bool must_stay(struct link *l)
+{
+	struct link *top = atomic_load(&l->disk->top);
+
+	return top && link_set_backing(top, NULL) != 0;
+}
+
 /* Nothing was flipped: as if nothing had been. */
 static void undo(struct freeze *f)
 {
 	struct ff_snap *snap = f->snap;
+	ff_autofree bool *stays = calloc(snap->link_count + 1, sizeof *stays);
+	bool any = false;
 
 	for (size_t i = 0; i < f->spare_count; i++)
 		if (f->spares[i].img)
 			drop_image(ff_take_ptr(&f->spares[i].img));
-	for (uint32_t i = 0; snap->links && i < snap->tree->disk_count; i++) {
-		struct link *top = snap->links[i] ? atomic_load(&snap->links[i]->disk->top) : NULL;
-
-		if (top)
-			link_set_backing(top, NULL);
-	}
-	make_durable(f);
-	for (uint32_t i = 0; snap->links && i < snap->tree->disk_count; i++) {
+	for (size_t i = 0; i < snap->link_count; i++)
+		if (snap->links[i] && must_stay(snap->links[i])) {
+			any = true;
+			if (stays)
+				stays[i] = true;
+		}
+	any |= make_durable(f) != 0;
+	for (size_t i = 0; i < snap->link_count; i++) {
 		struct link *l = snap->links[i];
 
 		if (!l)
 			continue;
 		space_release_link(l);
-		ff_image_unlink(l->img);
+		if (!any || (stays && !stays[i] && !f->durable))
+			ff_image_unlink(l->img);
 		link_free(l);
 	}
-	fleece_dir_release(f->store, ff_take_ptr(&snap->dir));
+	if (any)
+		fleece_dir_leave(f->store, ff_take_ptr(&snap->dir));
+	else
+		fleece_dir_release(f->store, ff_take_ptr(&snap->dir));
 	snap_free_memory(snap);
 }
 
@@ -457,11 +473,13 @@ static int make_dir(struct ff_store *s, const char *name, struct fleece_dir **ou
 	if (!dir || !(dir->name = strdup(name)))
 		goto fail;
 	r = io_mkdirat(s->fleece_fd, name, 0700);
-	if (!r)
-		r = io_openat(s->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &dir->fd);
 	if (!r) {
-		*out = dir;
-		return 0;
+		r = io_openat(s->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &dir->fd);
+		if (!r) {
+			*out = dir;
+			return 0;
+		}
+		io_unlinkat(s->fleece_fd, name, AT_REMOVEDIR);
 	}
 	ff_error("%s/%s: cannot make the directory: %s%s", s->fleece_path, name, strerror(-r),
 	         r == -EEXIST ? "; it belongs to no snapshot, move it away" : "");

@@ -312,24 +312,16 @@ int ff_image_set_broken(struct ff_image *img)
 {
 	FF_GUARD(&img->head_lock);
 	struct qcow2_head head = img->head;
-	int fd, r, gone;
+	int r;
 
 	atomic_store(&img->broken, true);
 	if (head.desc.broken)
 		return 0;
 	head.desc.broken = true;
 	r = write_head(img, &head);
-	if (!r) {
+	if (!r)
 		img->head = head;
-		return 0;
-	}
-	ff_warning("%s: cannot be marked as broken (%s): removing it instead", img->path,
-	           strerror(-r));
-	io_unlinkat(img->dirfd, img->sums_path, 0);
-	gone = io_unlinkat(img->dirfd, img->path, 0);
-	if (gone && gone != -ENOENT && !image_fd(img, &fd))
-		gone = io_truncate(fd, 0);
-	return gone && gone != -ENOENT ? r : 0;
+	return r;
 }
 
 bool ff_image_marked(const struct ff_image *img, uint64_t cluster)

@@ -41,30 +41,32 @@ static int by_disk_and_age(const void *a, const void *b)
 	return x->seq < y->seq ? -1 : x->seq > y->seq;
 }
 
-/* Is the disk at PATH below SOURCE? */
-static bool is_at(struct ff_store *s, const char *path, const struct identity *id, struct stat *st)
+/* Is the disk at PATH below SOURCE? An error that may pass is returned: it must not cost a view. */
+static int is_at(struct ff_store *s, const char *path, const struct identity *id, struct stat *st,
+                 bool *there)
 {
 	ff_autoclose int fd = -1;
-	struct identity there;
+	struct identity found;
+	int r = io_open_beneath(s->source_fd, path, O_PATH | O_NOFOLLOW, 0, &fd);
 
-	return io_open_beneath(s->source_fd, path, O_PATH | O_NOFOLLOW, 0, &fd) == 0 &&
-	       identity_of(fd, "", &there, st) == 0 && identity_same(&there, id);
+	if (!r)
+		r = identity_of(fd, "", &found, st);
+	*there = !r && identity_same(&found, id);
+	if (r && r != -ENOENT && r != -ENOTDIR && r != -ELOOP && r != -EXDEV && r != -EACCES) {
+		ff_error("%s/%s: cannot be looked at: %s", s->source_path, path, strerror(-r));
+		return r;
+	}
+	return 0;
 }
 
-/* Where the disk is; malloc'd, or NULL. */
-static char *find_source(struct recovery *rc, struct ff_image *newest, const struct identity *id,
-                         struct stat *st)
+/* Looks for it everywhere. *OUT is malloc'd, NULL: it is nowhere. */
+static int search_source(struct recovery *rc, const struct identity *id, struct stat *st,
+                         char **out)
 {
 	struct ff_store *s = rc->store;
-	const char *backing = newest ? ff_image_backing(newest) : "";
-	size_t n = strlen(s->source_path);
-	char path[PATH_MAX];
+	bool there = false;
+	int r = 0;
 
-	if (strncmp(backing, s->source_path, n) == 0 && backing[n] == '/' &&
-	    is_at(s, backing + n + 1, id, st))
-		return strdup(backing + n + 1);
-	if (aside_path(s, id, path, sizeof path) == 0 && is_at(s, path, id, st))
-		return strdup(path);
 	if (!rc->source) {
 		struct tree_walk how = {.source_fd = s->source_fd,
 		                        .dev = s->source_dev,
@@ -72,16 +74,43 @@ static char *find_source(struct recovery *rc, struct ff_image *newest, const str
 		                        .hide_ino = s->fleece_ino,
 		                        .hide_name = FF_HIDDEN_NAME};
 
-		if (tree_walk(&how, &rc->source))
-			return NULL;
+		r = tree_walk(&how, &rc->source);
 	}
-	for (uint32_t i = 0; i < rc->source->disk_count; i++) {
+	for (uint32_t i = 0; !r && !there && i < rc->source->disk_count; i++) {
 		const struct ff_frozen *f = &rc->source->inodes[rc->source->disks[i]];
 
-		if (f->st.st_ino == id->ino && is_at(s, f->path, id, st))
-			return strdup(f->path);
+		if (f->st.st_ino != id->ino)
+			continue;
+		r = is_at(s, f->path, id, st, &there);
+		if (there && !(*out = strdup(f->path)))
+			r = -ENOMEM;
 	}
-	return NULL;
+	return r;
+}
+
+/* Where the disk is: *OUT malloc'd, or NULL. */
+static int find_source(struct recovery *rc, struct ff_image *newest, const struct identity *id,
+                       struct stat *st, char **out)
+{
+	struct ff_store *s = rc->store;
+	const char *backing = newest ? ff_image_backing(newest) : "";
+	size_t n = strlen(s->source_path);
+	const char *at = backing + n + 1;
+	char path[PATH_MAX];
+	bool there = false;
+	int r = 0;
+
+	*out = NULL;
+	if (strncmp(backing, s->source_path, n) == 0 && backing[n] == '/')
+		r = is_at(s, at, id, st, &there);
+	if (!r && !there && aside_path(s, id, path, sizeof path) == 0) {
+		at = path;
+		r = is_at(s, at, id, st, &there);
+	}
+	if (r || !there)
+		return r ? r : search_source(rc, id, st, out);
+	*out = strdup(at);
+	return *out ? 0 : -ENOMEM;
 }
 
 /* The number of the image that follows in the chain according to the header of this one; 0: none
@@ -180,10 +209,11 @@ static int take_disk(struct recovery *rc, struct found *f, size_t n)
 	struct identity id = {s->source_dev, f->ino, f->btime_sec, f->btime_nsec};
 	struct ff_image *newest = NULL;
 	struct ff_disk *d;
-	struct stat st;
+	struct stat st, same;
 	char kept[PATH_MAX];
 	char *path;
-	int r = 0;
+	bool aside = false;
+	int r;
 
 	for (size_t i = 0; i < n; i++)
 		newest = f[i].img ? f[i].img : newest;
@@ -192,14 +222,16 @@ static int take_disk(struct recovery *rc, struct found *f, size_t n)
 	r = disk_find(s, &id, true, &d);
 	if (r)
 		return r;
-	path = find_source(rc, newest, &id, &st);
+	r = find_source(rc, newest, &id, &st, &path);
+	/* It may have a name aside and others as well. */
+	if (!r && path && aside_path(s, &id, kept, sizeof kept) == 0)
+		r = is_at(s, kept, &id, &same, &aside);
 	for (size_t i = 0; i < n && !r; i++)
 		if (f[i].img)
 			r = push(rc, d, &f[i]);
 	pthread_mutex_lock(&s->paths);
 	d->path = path;
-	/* It may have a name aside and others as well. */
-	if (path && aside_path(s, &id, kept, sizeof kept) == 0 && is_at(s, kept, &id, &st))
+	if (aside)
 		aside_adopt(d);
 	pthread_mutex_unlock(&s->paths);
 	if (!r)

@@ -23,14 +23,18 @@ static bool is_dropped(const char *name)
 	return strncmp(name, DROPPED, strlen(DROPPED)) == 0;
 }
 
+/* Takes the image over, also on error. */
 static int add_found(struct recovery *rc, const struct found *f)
 {
 	if (rc->count == rc->room) {
 		size_t room = rc->room ? rc->room * 2 : 64;
 		void *p = realloc(rc->found, room * sizeof *rc->found);
 
-		if (!p)
+		if (!p) {
+			if (f->img)
+				ff_image_free(f->img);
 			return -ENOMEM;
+		}
 		rc->found = p;
 		rc->room = room;
 	}
@@ -70,6 +74,13 @@ static bool is_lost(int error)
 	return error == -EINVAL || error == -ENOENT || error == -ELOOP || error == -ENOTDIR ||
 	       error == -EISDIR || error == -EIO || error == -EFBIG || error == -EUCLEAN ||
 	       error == -EBADMSG;
+}
+
+/* A directory that we could not know to be one of ours. Any other that cannot be opened must not be
+ * passed over: its snapshot would be missing, and its number given to another. */
+static bool is_gone(int error)
+{
+	return error == -ENOENT || error == -ELOOP || error == -ENOTDIR;
 }
 
 /* Loads every image below the directory, for want of a manifest. PATH is a buffer of PATH_MAX. */
@@ -138,7 +149,7 @@ static int take_hidden(struct recovery *rc, const char *name)
 	int r = open_dir(rc->store, name, &dir);
 
 	if (r)
-		return is_lost(r) ? 0 : r;
+		return is_gone(r) ? 0 : r;
 	dir->next_hidden = rc->store->hidden;
 	rc->store->hidden = dir;
 	return load_below(rc, dir, NULL);
@@ -186,17 +197,16 @@ static int take_images(struct recovery *rc, struct ff_snap *snap, const struct m
 }
 
 /* A tree that is a root and nothing else, for a snapshot whose manifest cannot be used. */
-static struct tree *bare_tree(int dirfd)
+static int bare_tree(int dirfd, struct tree **out)
 {
-	struct tree *t = calloc(1, sizeof *t);
 	struct ff_frozen root = {.disk = TREE_NO_DISK};
 	uint32_t index;
+	int r = io_fstat(dirfd, &root.st);
 
-	if (!t || io_fstat(dirfd, &root.st) || tree_add(t, &root, &index)) {
-		tree_free(t);
-		return NULL;
-	}
-	return t;
+	if (r)
+		return r;
+	*out = calloc(1, sizeof **out);
+	return *out ? tree_add(*out, &root, &index) : -ENOMEM;
 }
 
 /* Is all that the directory holds of a freeze's making? If not, *OTHER is one that is not. */
@@ -259,7 +269,7 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	int r = open_dir(s, name, &dir), bad;
 
 	if (r)
-		return is_lost(r) ? 0 : r;
+		return is_gone(r) ? 0 : r;
 	bad = manifest_read(dir->fd, name, &m);
 	if (bad == -ENOENT) {
 		fleece_dir_close(dir);
@@ -270,20 +280,28 @@ static int take_snapshot(struct recovery *rc, const char *name)
 		return bad;
 	}
 	snap = snap_new(s, name, bad ? 0 : m.seq);
-	if (!snap)
-		return -ENOMEM;
+	if (snap) {
+		snap->tree = m.tree;
+		r = bad ? bare_tree(dir->fd, &snap->tree) : 0;
+	}
+	if (!snap || r) {
+		r = snap ? r : -ENOMEM;
+		if (snap)
+			snap_free_memory(snap);
+		else
+			tree_free(m.tree);
+		fleece_dir_close(dir);
+		return r;
+	}
 	snap->dir = dir;
 	snap->ephemeral = !bad && m.ephemeral;
 	snap->damaged = bad;
-	snap->tree = bad ? bare_tree(dir->fd) : m.tree;
-	if (!snap->tree)
-		return -ENOMEM;
 	snap->link_count = snap->tree->disk_count;
+	snap_publish(snap); /* from here on it is freed with the store */
 	r = bad ? load_below(rc, dir, snap) : take_images(rc, snap, &m);
 	if (r)
 		return r;
 	snap->links = calloc(snap->link_count + 1, sizeof(struct link *));
-	snap_publish(snap);
 	return snap->links ? 0 : -ENOMEM;
 }
 

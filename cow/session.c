@@ -225,12 +225,15 @@ static int add_line(struct ff_disk *d, void *ctx)
 {
 	FILE *f = ctx;
 	struct stat st;
-	int r = disk_stat(d, &st);
+	int r;
 
+	if (!chain_wanted(d)) /* it may even be gone */
+		return 0;
+	r = disk_stat(d, &st);
 	if (r) {
 		ff_error("inode %llu: cannot look at the source: %s", (unsigned long long)d->id.ino,
 		         strerror(-r));
-		return 0; /* without a line it will be taken for changed */
+		return r; /* without a line it would be taken for changed */
 	}
 	fprintf(f, "%llu %lld %u %lld %lld %ld %lld %ld\n", (unsigned long long)d->id.ino,
 	        (long long)d->id.btime_sec, d->id.btime_nsec, (long long)st.st_size,
@@ -263,7 +266,8 @@ int session_end(struct ff_store *s)
 		if (!r)
 			r = io_syncfs(s->source_fd);
 	}
-	disk_each(s, add_line, f);
+	if (!r)
+		r = disk_each(s, add_line, f);
 	fflush(f);
 	snprintf(hash, sizeof hash, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));
 	fputs(hash, f);
@@ -289,6 +293,11 @@ int session_check_source(struct ff_store *s, bool has_snapshots)
 	r = read_text(s->fleece_fd, ".source", &text);
 	if (!r && strcmp(text, mine) == 0)
 		return 0;
+	if (r && r != -ENOENT && r != -EINVAL &&
+	    r != -ELOOP) { /* it may be right, for all we know */
+		ff_error("%s/.source cannot be read: %s", s->fleece_path, strerror(-r));
+		return r;
+	}
 	if (has_snapshots) {
 		ff_error("%s: by its file .source it does not hold snapshots of %s: mount the "
 		         "SOURCE that it belongs to (is its filesystem mounted?), or give another "

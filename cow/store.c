@@ -51,12 +51,17 @@ void ff_store_change_end(struct ff_store *store)
 	pthread_rwlock_unlock(&store->names);
 }
 
-static char *path_of_fd(int fd)
+static int path_of_fd(int fd, char **out)
 {
 	char proc[40], path[PATH_MAX];
+	int r;
 
 	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
-	return io_readlinkat(AT_FDCWD, proc, path, sizeof path) ? NULL : strdup(path);
+	r = io_readlinkat(AT_FDCWD, proc, path, sizeof path);
+	if (r)
+		return r;
+	*out = strdup(path);
+	return *out ? 0 : -ENOMEM;
 }
 
 static bool path_is_below(const char *path, const char *dir)
@@ -109,10 +114,9 @@ static int open_fleece_dir(struct ff_store *s, const char *path)
 		ff_error("%s: cannot be the fleece directory: %s", path, strerror(-r));
 		return r;
 	}
-	s->fleece_path = path_of_fd(s->fleece_fd);
-	if (!s->fleece_path)
-		return -ENOMEM;
-	r = check_fleece_dir(s);
+	r = path_of_fd(s->fleece_fd, &s->fleece_path);
+	if (!r)
+		r = check_fleece_dir(s);
 	if (!r)
 		r = identity_of(s->fleece_fd, "", &id, NULL);
 	if (r)
