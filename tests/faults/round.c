@@ -22,6 +22,7 @@ int round_open(struct round *r)
 	    .cluster_size = r->config.cluster_size ? r->config.cluster_size : 4096,
 	    .policy = r->config.policy,
 	    .durable = r->config.durable,
+	    .source_lock = true,
 	};
 	struct ff_store *store = NULL;
 	int e;
@@ -32,7 +33,8 @@ int round_open(struct round *r)
 	if (!e)
 		r->store = store;
 	for (size_t i = 0; i < ROUND_SNAPS; i++)
-		r->model->snaps[i].settling = !e && r->model->snaps[i].state == ROUND_GOING;
+		r->model->snaps[i].settling |= !e && (r->model->snaps[i].state == ROUND_GOING ||
+		                                      r->model->snaps[i].state == ROUND_COMING);
 	return e;
 }
 
@@ -172,13 +174,13 @@ static int run_freeze(struct round *r, const struct round_step *s)
 		snap = new_snap(r, s->name);
 	e = ROUND_ENGINE(ff_store_freeze(r->store, s->name, 0));
 	if (old && !e) {
-		if (old->state != ROUND_GOING)
+		if (old->state == ROUND_THERE)
 			round_complain(r, "%s: a second snapshot of the name was made", s->name);
 		old->state = ROUND_FREE; /* it had gone, then */
 		snap = new_snap(r, s->name);
 	}
 	if (snap)
-		snap->state = e ? ROUND_FREE : ROUND_THERE;
+		snap->state = !e ? ROUND_THERE : r->may_come ? ROUND_COMING : ROUND_FREE;
 	return e;
 }
 
@@ -196,6 +198,8 @@ static int run_on_snap(struct round *r, const struct round_step *s)
 		e = ROUND_ENGINE(ff_store_drop(r->store, s->name));
 		if (snap && !e)
 			snap->state = ROUND_FREE;
+		else if (snap && e == -ENOENT)
+			snap->state = before;
 		return e;
 	}
 	if (snap) {

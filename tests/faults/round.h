@@ -36,7 +36,7 @@
 #include "ff_store.h"
 
 enum {
-	ROUND_FILES = 6,         /* inodes */
+	ROUND_FILES = 9,         /* inodes */
 	ROUND_NAMES = 8,         /* the names that steps may use, see round_names[] */
 	ROUND_SNAPS = 6,         /* at one time */
 	ROUND_BYTES = 112 << 10, /* the most that a file may have */
@@ -111,7 +111,7 @@ struct round_snap {
 	enum round_state state;
 	char name[16], to[16];
 	bool durable;
-	bool settling;               /* it is GOING for a drop that failed before the last open */
+	bool settling;               /* it is GOING or COMING since before the last open */
 	bool may_break[ROUND_FILES]; /* a fault allows it */
 	bool broken[ROUND_FILES];    /* it was seen: must stay so */
 	struct round_tree tree;
@@ -137,6 +137,10 @@ struct round {
 	struct ff_store *store; /* of this process; NULL: closed */
 	struct round_model *model;
 	const char *label; /* begins each complaint: how to run this very case again */
+	bool may_come; /* nothing can be undone: a freeze that fails may be there after all, whole,
+	                  when the store is opened again */
+	bool
+	    may_damage; /* manifests could not be read: a snapshot may be EIO until the next open */
 };
 
 /* Is this thread inside the engine? For those who count or fail what it does there. */
@@ -151,8 +155,8 @@ void round_reset(struct round *r);
 void round_done(struct round *r);
 
 /* The engine's result, which may be an error without anything being wrong: then the model knows
- * that the step changed nothing (a failed drop may have, though). Steps that need an open store
- * give -EBADF without it. */
+ * that the step changed nothing (but a failed drop may have, and with may_come a freeze). Steps
+ * that need an open store give -EBADF without it. */
 int round_step(struct round *r, const struct round_step *step);
 /* All the steps, whatever they give. Returns the number that gave an error. */
 size_t round_run(struct round *r, const struct round_step *steps, size_t count);

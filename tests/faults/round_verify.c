@@ -141,6 +141,11 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 
 	if (e)
 		return e;
+	e = r->may_damage ? lookup(snap, "c", &f) : 0;
+	if (e == -EIO) {
+		ff_snap_put(snap);
+		return e;
+	}
 	check_names(r, snap, &s->tree, "");
 	check_names(r, snap, &s->tree, "sub");
 	for (int i = 0; i < ROUND_NAMES; i++) {
@@ -213,10 +218,12 @@ static void settle_snap(struct round *r, struct round_snap *s, const struct list
 			round_complain(r, "snapshot %s is not there", s->name);
 		s->state = ROUND_FREE;
 	} else if (!there) {
-		s->state = ROUND_FREE;
+		if (s->state == ROUND_GOING || was_in_step || s->settling)
+			s->state = ROUND_FREE;
 	} else if (s->state == ROUND_COMING || was_in_step || s->settling) {
-		s->state = ROUND_THERE; /* a failed drop may stay open until the next mount */
+		s->state = ROUND_THERE; /* what failed may stay open until the next mount */
 	}
+	s->settling = false;
 }
 
 static void verify_snaps(struct round *r, unsigned tolerance, bool was_in_step)
