@@ -67,13 +67,14 @@ char *names_image(const char *rel, uint64_t seq)
 	char suffix[40], part[LONGEST_NAME + 1];
 	int suffix_len =
 	    snprintf(suffix, sizeof suffix, "-fleece-%llu.qcow2", (unsigned long long)seq);
-	size_t rel_len = strlen(rel), used = 0;
+	size_t rel_len = strlen(rel), used = 0, room;
 	char *out;
 
 	if (rel_len > LONGEST_PATH)
 		return whole_hashed(rel, suffix);
 	/* Each part grows by a hash at the most. */
-	out = malloc(rel_len * (HASH_CHARS + 2) + sizeof suffix + HASH_CHARS + 1);
+	room = rel_len * (HASH_CHARS + 2) + sizeof suffix + HASH_CHARS + 1;
+	out = malloc(room);
 	if (!out)
 		return NULL;
 	for (const char *p = rel;;) {
@@ -85,7 +86,8 @@ char *names_image(const char *rel, uint64_t seq)
 			hashed(p, len, last ? (size_t)suffix_len : 0, part);
 		else
 			snprintf(part, sizeof part, "%.*s", (int)len, p);
-		used += (size_t)sprintf(out + used, "%s%s", part, last ? suffix : "/");
+		used +=
+		    (size_t)snprintf(out + used, room - used, "%s%s", part, last ? suffix : "/");
 		if (last && used > LONGEST_PATH) {
 			free(out);
 			return whole_hashed(rel, suffix);
@@ -98,17 +100,18 @@ char *names_image(const char *rel, uint64_t seq)
 
 char *names_backing_image(const char *from, const char *dir, const char *image)
 {
-	size_t up = 1, n = 0;
+	size_t up = 1, n = 0, room;
 	char *out;
 
 	for (const char *p = from; *p; p++)
 		up += *p == '/';
-	out = malloc(up * 3 + strlen(dir) + 1 + strlen(image) + 1);
+	room = up * strlen("../") + strlen(dir) + 1 + strlen(image) + 1;
+	out = malloc(room);
 	if (!out)
 		return NULL;
 	for (; up; up--)
-		n += (size_t)sprintf(out + n, "../");
-	sprintf(out + n, "%s/%s", dir, image);
+		n += (size_t)snprintf(out + n, room - n, "../");
+	snprintf(out + n, room - n, "%s/%s", dir, image);
 	return out;
 }
 
