@@ -49,9 +49,9 @@ struct identity {
 /* A directory of FLEECE_DIR: NAME of a visible snapshot, or .dropped-SEQ of a hidden one. */
 struct fleece_dir {
 	int fd;
-	char *name;                     /* lock: admin */
-	unsigned links;                 /* links whose images lie here; lock: admin */
-	bool kept; /* it holds images that are left to the next mount; lock: admin */
+	char *name;     /* lock: admin */
+	unsigned links; /* links whose images lie here; lock: admin */
+	bool kept;      /* it holds images that are left to the next mount; lock: admin */
 	struct fleece_dir *next_hidden; /* lock: admin */
 };
 

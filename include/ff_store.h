@@ -58,7 +58,8 @@ struct ff_store_config {
 
 /* Opens FLEECE_DIR, takes its lock, brings back the snapshots found in it and removes what an
  * interrupted mkdir or rmdir left. CONFIG is copied, source_fd duplicated. Not thread-safe.
- * -EBUSY: another fleecefs has this FLEECE_DIR, or this SOURCE. Errors are logged with the file they are about. */
+ * -EBUSY: another fleecefs has this FLEECE_DIR, or this SOURCE. Errors are logged with the file
+ * they are about. */
 int ff_store_open(const struct ff_store_config *config, struct ff_store **out);
 
 /* Makes everything durable, records the state of the sources so that a later change behind the
@@ -67,8 +68,8 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out);
  */
 int ff_store_close(struct ff_store *store);
 
-/* Call it once a second while the store is open: should the process be killed, the next open notices
- * what was changed in SOURCE after that. Never waits. Thread-safe. */
+/* Call it once a second while the store is open: should the process be killed, the next open
+ * notices what was changed in SOURCE after that. Never waits. Thread-safe. */
 void ff_store_pulse(struct ff_store *store);
 
 /* Is this inode one that the mount must not show (FLEECE_DIR itself, when it lies in SOURCE)?
