@@ -252,6 +252,7 @@ enum ending {
 	ENDED_CLEAN,  /* what the sources looked like then is known */
 	ENDED_KILLED, /* on this boot: all that was written is in the page cache */
 	ENDED_TORN,   /* on another boot: what was not flushed is lost */
+	ENDED_FAILED, /* on this boot, but a filesystem has, or may have, lost what was not flushed */
 };
 struct ending_record;
 int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record);
@@ -264,6 +265,11 @@ int session_begin(struct ff_store *s);
 int session_end(struct ff_store *s);
 /* FLEECE_DIR is this SOURCE's, or nobody's yet: -EINVAL, logged. HAS_SNAPSHOTS: is it in use? */
 int session_check_source(struct ff_store *s, bool has_snapshots);
+
+/* --- superblock.c --- */
+/* Names, in OUT, this mount of the filesystem that FD is on, as no other of this boot; "-": that
+ * cannot be told. */
+int superblock_of(int fd, char *out, size_t size);
 
 /* --- guard.c --- */
 /* Locks SOURCE's directory. -EBUSY, logged: another fleecefs has. */

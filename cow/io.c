@@ -7,10 +7,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/btrfs.h>
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -313,6 +315,27 @@ int io_fstatvfs(int fd, struct statvfs *out)
 
 	do
 		r = fstatvfs(fd, out);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
+int io_btrfs_id(int fd, uint8_t out[16])
+{
+	struct btrfs_ioctl_fs_info_args info = {0};
+
+	_Static_assert(sizeof info.fsid == 16, "btrfs");
+	if (ioctl(fd, BTRFS_IOC_FS_INFO, &info) < 0)
+		return -errno;
+	memcpy(out, info.fsid, sizeof info.fsid);
+	return 0;
+}
+
+int io_writeback_error(int fd)
+{
+	int r;
+
+	do
+		r = sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE);
 	while (r < 0 && errno == EINTR);
 	return r < 0 ? -errno : 0;
 }

@@ -63,6 +63,10 @@ int io_fstat(int fd, struct stat *out);
  * the birth time. */
 int io_statx(int dirfd, const char *path, struct statx *out);
 int io_fstatvfs(int fd, struct statvfs *out);
+/* The id of the btrfs that FD is on; -ENOTTY: of another filesystem. */
+int io_btrfs_id(int fd, uint8_t out[16]);
+/* The error, if any, of writing back FD's pages that nobody was told of yet. Flushes nothing. */
+int io_writeback_error(int fd);
 /* A stream over the directory FD, which belongs to it from then on (also on error). */
 int io_fdopendir(int fd, DIR **out);
 /* The next entry but "." and "..", or NULL after the last. Valid until the next call. */

@@ -306,6 +306,12 @@ static int load_all(struct load *ld)
 		r = io_fstat(ld->fd, &st);
 	if (r)
 		return r;
+	r = io_writeback_error(ld->fd);
+	if (r) {
+		ff_error("%s: some of it could not be written back: %s", ld->img->path,
+		         strerror(-r));
+		return -EIO;
+	}
 	ld->img->mode = st.st_mode & 0777;
 	r = load_head(ld, (uint64_t)st.st_size);
 	if (!r)

@@ -149,6 +149,9 @@ static bool names_a_lost_one(const struct found *f, size_t n, size_t i)
 static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
                  bool there, const struct stat *st)
 {
+	static const char power[] = "power failed before it was durable";
+	static const char failed[] = "a filesystem failed, or was unmounted after fleecefs was "
+	                             "killed, before it was durable";
 	bool torn = false, lost = false;
 	int r = 0;
 
@@ -158,15 +161,15 @@ static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, 
 	                              : st->st_ctim.tv_sec > rc->alive_until)
 		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
 	for (size_t i = n; i-- > 0 && !r;) {
-		torn |= !f[i].durable && (rc->ending == ENDED_TORN || rc->ending == ENDED_NEVER);
+		torn |= !f[i].durable && rc->ending != ENDED_CLEAN && rc->ending != ENDED_KILLED;
 		lost |= f[i].img == NULL || names_a_lost_one(f, n, i);
 		if (!f[i].img || !(torn || lost))
 			continue;
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)
 			if (l->img == f[i].img && l->snap)
-				r = chain_break_one(l, torn
-				                           ? "power failed before it was durable"
-				                           : "a newer image that it needs is lost");
+				r = chain_break_one(l, !torn ? "a newer image that it needs is lost"
+				                       : rc->ending == ENDED_FAILED ? failed
+				                                                    : power);
 	}
 	return r;
 }

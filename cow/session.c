@@ -4,18 +4,22 @@
  * Three small text files in FLEECE_DIR, each written to a temporary name and renamed:
  *
  *   .source   which directory this FLEECE_DIR belongs to: inode and birth time of SOURCE
- *   .session  the boot id, while mounted and after
- *   .clean    written by a clean end: for each disk with a chain its inode, birth time, size, mtime
- *             and ctime; the last line is a hash of all before. Removed when a mount begins.
+ *   .session  while mounted and after: the boot id, and which mounts of their filesystems
+ * FLEECE_DIR and SOURCE had (superblock.c) .clean    written by a clean end: for each disk with a
+ * chain its inode, birth time, size, mtime and ctime; the last line is a hash of all before.
+ * Removed when a mount begins.
  *
  * .clean there: the mount ended cleanly; a disk which differs from its line, or has none that can
- * be read, was changed behind the mount's back. Else, the boot id is today's: the daemon was
- * killed, nothing is lost. Else power was lost (or the kernel died): what had not been flushed may
- * be anything.
+ * be read, was changed behind the mount's back. Else, .session is what one of now would be: the
+ * daemon was killed, nothing is lost. Else what had not been flushed may be anything, for power was
+ * lost (or the kernel died), or, on the same boot, a filesystem has been unmounted, which it
+ * perhaps had to be because it failed. An end that finds that something could not be written back
+ * says so in .session.
  *
  * Order at the beginning of a mount: what the ending means is made permanent in the images first,
  * then .session is written, then .alive (pulse.c) and .clean go. Killed between any two, the next
- * mount comes to the same conclusions.
+ * mount comes to the same conclusions. On storage that is full .session is written where it is: cut
+ * in between, it is none of now.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +36,9 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { MAX_FILE = 64 << 20 };
+enum { MAX_FILE = 64 << 20, SESSION_TEXT = 1024 };
+
+#define LOST "lost\n" /* in .session: something could not be written back */
 
 struct ending_line {
 	uint64_t ino;
@@ -96,6 +102,32 @@ static int write_text(struct ff_store *s, const char *name, const char *text, si
 	return r;
 }
 
+/* Writes .session, where it is if there is no space for another. */
+static int write_session(struct ff_store *s, const char *text)
+{
+	ff_autoclose int fd = -1;
+	size_t len = strlen(text);
+	struct stat st;
+	int full = write_text(s, ".session", text, len), r;
+
+	if (full != -ENOSPC && full != -EDQUOT)
+		return full;
+	r = open_regular(s->fleece_fd, ".session", O_WRONLY, &fd);
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (!r && st.st_nlink != 1)
+		r = full; /* not ours alone */
+	if (!r)
+		r = io_pwrite(fd, text, len, 0);
+	if (!r)
+		r = io_truncate(fd, len);
+	if (!r)
+		r = io_fsync(fd);
+	if (!r)
+		ff_info("%s/.session: written over", s->fleece_path);
+	return r ? full : 0;
+}
+
 static int boot_id(char *out, size_t size)
 {
 	ff_autoclose int fd = -1;
@@ -106,6 +138,27 @@ static int boot_id(char *out, size_t size)
 		r = io_pread(fd, out, size - 1, 0, &got);
 	if (!r)
 		out[got] = '\0';
+	return r;
+}
+
+/* What .session says as long as nothing can be lost. */
+static int session_text(struct ff_store *s, char out[SESSION_TEXT])
+{
+	char boot[64], fleece[SESSION_TEXT / 3], source[SESSION_TEXT / 3];
+	int r = boot_id(boot, sizeof boot);
+
+	if (r) {
+		ff_error("cannot read the boot id: %s", strerror(-r));
+		return r;
+	}
+	r = superblock_of(s->fleece_fd, fleece, sizeof fleece);
+	if (!r)
+		r = superblock_of(s->source_fd, source, sizeof source);
+	if (r)
+		ff_error("cannot tell which filesystems %s and %s are on: %s", s->fleece_path,
+		         s->source_path, strerror(-r));
+	else
+		snprintf(out, SESSION_TEXT, "%s%s\n%s\n", boot, fleece, source);
 	return r;
 }
 
@@ -156,7 +209,8 @@ static int parse_record(const char *text, struct ending_record **out)
 int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record)
 {
 	ff_autofree char *clean = NULL, *session = NULL;
-	char now[64];
+	size_t boot;
+	char now[SESSION_TEXT];
 	int r = read_text(s->fleece_fd, ".clean", &clean);
 
 	*record = NULL;
@@ -174,17 +228,19 @@ int session_ending(struct ff_store *s, enum ending *how, struct ending_record **
 		ff_error("%s/.clean cannot be read: %s", s->fleece_path, strerror(-r));
 		return r;
 	}
-	r = boot_id(now, sizeof now);
-	if (r) {
-		ff_error("cannot read the boot id: %s", strerror(-r));
+	r = session_text(s, now);
+	if (r)
 		return r;
-	}
 	r = read_text(s->fleece_fd, ".session", &session);
 	if (r && r != -ENOENT)
 		ff_error("%s/.session cannot be read: %s", s->fleece_path, strerror(-r));
-	*how = r == -ENOENT                     ? ENDED_NEVER
-	       : r || strcmp(session, now) != 0 ? ENDED_TORN
-	                                        : ENDED_KILLED;
+	boot = strcspn(now, "\n") + 1;
+	*how = r == -ENOENT                       ? ENDED_NEVER
+	       : r                                ? ENDED_TORN
+	       : strcmp(session, now) == 0        ? ENDED_KILLED
+	       : strncmp(session, now, boot) == 0 ? ENDED_FAILED
+	       : strcmp(session, LOST) == 0       ? ENDED_FAILED
+	                                          : ENDED_TORN;
 	return 0;
 }
 
@@ -207,11 +263,12 @@ void session_record_free(struct ending_record *record)
 
 int session_begin(struct ff_store *s)
 {
-	char now[64];
-	int r = boot_id(now, sizeof now);
+	ff_autofree char *before = NULL;
+	char now[SESSION_TEXT];
+	int r = session_text(s, now);
 
-	if (!r)
-		r = write_text(s, ".session", now, strlen(now));
+	if (!r && (read_text(s->fleece_fd, ".session", &before) || strcmp(before, now) != 0))
+		r = write_session(s, now);
 	if (r)
 		return r;
 	r = pulse_forget(s);
@@ -265,6 +322,8 @@ int session_end(struct ff_store *s)
 		r = io_syncfs(s->fleece_fd);
 		if (!r)
 			r = io_syncfs(s->source_fd);
+		if (r)
+			write_session(s, LOST);
 	}
 	if (!r)
 		r = disk_each(s, add_line, f);

@@ -80,7 +80,7 @@ static void check_ending(bool clean)
 
 	FUZZ_CHECK(r == 0);
 	FUZZ_CHECK(!clean || (how == ENDED_CLEAN && rec));
-	FUZZ_CHECK(clean || how == ENDED_TORN || how == ENDED_KILLED);
+	FUZZ_CHECK(clean || how == ENDED_TORN || how == ENDED_KILLED || how == ENDED_FAILED);
 	session_record_free(rec);
 }
 
