@@ -23,6 +23,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -173,6 +174,8 @@ static int walk(struct freeze *f, bool xattrs, struct tree **out)
 	    .exclude = s->exclude,
 	    .exclude_count = s->cfg.exclude_count,
 	    .xattrs = xattrs,
+	    .longest =
+	        strlen(s->source_path) + 2 < PATH_MAX ? PATH_MAX - strlen(s->source_path) - 2 : 1,
 	};
 
 	return tree_walk(&how, out);

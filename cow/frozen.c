@@ -34,13 +34,13 @@ static uint32_t entry_at(const struct ff_frozen *dir, const char *name)
 	return lo;
 }
 
-/* May the tree be shown? */
-static int shown(const struct ff_snap *snap)
+/* May this directory be shown? */
+static int shown(const struct ff_snap *snap, const struct ff_frozen *dir)
 {
 	struct ff_snap *s = (struct ff_snap *)snap; /* only the lock is taken */
 
 	FF_GUARD(&s->lock);
-	return s->dropped ? -ENOENT : s->damaged ? -EIO : 0;
+	return s->dropped ? -ENOENT : s->damaged || dir->disk == TREE_TOO_DEEP ? -EIO : 0;
 }
 
 int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,
@@ -51,7 +51,7 @@ int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, co
 
 	if (!S_ISDIR(dir->st.st_mode))
 		return -ENOTDIR;
-	r = shown(snap);
+	r = shown(snap, dir);
 	if (r)
 		return r;
 	i = entry_at(dir, name);
@@ -64,7 +64,7 @@ int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, co
 int ff_frozen_entry(const struct ff_snap *snap, const struct ff_frozen *dir, size_t i,
                     const char **name, const struct ff_frozen **out)
 {
-	int r = shown(snap);
+	int r = shown(snap, dir);
 
 	if (r)
 		return r;

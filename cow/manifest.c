@@ -275,6 +275,19 @@ static bool is_type(mode_t mode)
 	       S_ISSOCK(mode) || S_ISCHR(mode) || S_ISBLK(mode);
 }
 
+static bool is_disk(const struct ff_frozen *f)
+{
+	return f->disk != TREE_NO_DISK && f->disk != TREE_TOO_DEEP;
+}
+
+/* Every regular file is a disk, and nothing else is, but for what is too deep. */
+static bool may_be_disk(const struct ff_frozen *f)
+{
+	if (f->disk == TREE_TOO_DEEP)
+		return S_ISREG(f->st.st_mode) || (S_ISDIR(f->st.st_mode) && !f->entry_count);
+	return is_disk(f) == !!S_ISREG(f->st.st_mode);
+}
+
 static void take_inode(struct in *in, struct ff_frozen *f, uint32_t inodes)
 {
 	struct timespec btime;
@@ -305,9 +318,7 @@ static void take_inode(struct in *in, struct ff_frozen *f, uint32_t inodes)
 		return;
 	if (f->st.st_size < 0 || f->parent >= inodes || !is_type(f->st.st_mode))
 		in->why = "an inode's size, parent or type is impossible";
-	/* every regular file is a disk, and nothing else is */
-	if ((f->disk != TREE_NO_DISK) != !!S_ISREG(f->st.st_mode) ||
-	    (f->image != NULL) != !!S_ISREG(f->st.st_mode) ||
+	if (!may_be_disk(f) || (f->image != NULL) != is_disk(f) ||
 	    (f->image && !names_safe_path(f->image)))
 		in->why = "a fleecing image's path is impossible";
 	if ((f->target != NULL) != !!S_ISLNK(f->st.st_mode))
@@ -324,7 +335,8 @@ static void check_shape(struct in *in, const struct tree *t)
 		in->no_memory = true;
 		return;
 	}
-	if (!S_ISDIR(t->inodes[0].st.st_mode) || t->inodes[0].parent != 0)
+	if (!S_ISDIR(t->inodes[0].st.st_mode) || t->inodes[0].parent != 0 ||
+	    t->inodes[0].disk == TREE_TOO_DEEP)
 		in->why = "its root is not a directory";
 	for (uint32_t i = 0; i < t->count && !in->why; i++) {
 		const struct ff_frozen *f = &t->inodes[i];
@@ -355,7 +367,7 @@ static void take_tree(struct in *in, struct tree *t, uint32_t inodes, uint32_t d
 			in->no_memory = true;
 			return; /* what f holds is lost with the failing process's memory */
 		}
-		if (f.disk == TREE_NO_DISK)
+		if (!is_disk(&f))
 			continue;
 		if (f.disk != t->disk_count)
 			in->why = "its disks are not numbered in order";

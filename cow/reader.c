@@ -43,6 +43,8 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	struct ff_reader *rd;
 	struct link *l;
 
+	if (f->disk == TREE_TOO_DEEP)
+		return -EIO;
 	if (!S_ISREG(f->st.st_mode) || f->disk == TREE_NO_DISK)
 		return -EINVAL;
 	FF_GUARD(&snap->lock);

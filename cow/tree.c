@@ -5,6 +5,9 @@
  * for a freeze: once beforehand, when names may change under it (an entry that vanishes is then
  * left out), and once while names are held still. Directories are read one after the other, their
  * entries sorted by the bytes of their names, so the same tree gives the same result.
+ *
+ * Anyone who may write to SOURCE can make directories deeper than paths reach. They must not keep
+ * the rest from being frozen, nor be left out unnoticed: they are TREE_TOO_DEEP.
  */
 #include "cow/tree.h"
 
@@ -35,7 +38,8 @@ struct walk {
 	struct tree *tree;
 	struct hard_links links;
 	char path[PATH_MAX];
-	bool told; /* of the error that ends it */
+	bool told;      /* of the error that ends it */
+	bool told_deep; /* of what is too deep */
 };
 
 /* Somebody may replace an entry between two looks at it. */
@@ -389,11 +393,38 @@ static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *na
 	return r;
 }
 
+/* The same for one whose path does not fit: w->path is its parent's. */
+static int walk_too_deep(struct walk *w, int dirfd, uint32_t parent, const char *name,
+                         uint32_t *out)
+{
+	ff_autoclose int fd = -1;
+	struct ff_frozen f;
+	bool known = false;
+	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, &f, &fd);
+
+	if (r)
+		return r;
+	f.parent = parent;
+	if (S_ISREG(f.st.st_mode) || S_ISDIR(f.st.st_mode))
+		f.disk = TREE_TOO_DEEP;
+	r = add_inode(w, &f, out, &known);
+	if (r || known)
+		free(f.target);
+	if (!r && !known && w->how->xattrs)
+		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
+	if (!r && f.disk == TREE_TOO_DEEP && w->how->xattrs && !w->told_deep) {
+		ff_warning("%s/%s: the path is too long: in the snapshot, what is there and deeper "
+		           "reads as an I/O error; exclude it",
+		           w->path, name);
+		w->told_deep = true;
+	}
+	return r == -ENOENT ? 0 : r;
+}
+
 /* Only once: an error ends the whole walk, and passes through all the directories above. */
 static void tell(struct walk *w, int error)
 {
-	const char *hint = error == -ENAMETOOLONG ? "; paths below it are too long: exclude it"
-	                   : error == -EACCES || error == -EPERM
+	const char *hint = error == -EACCES || error == -EPERM
 	                       ? "; let the user who mounts read it, or exclude it"
 	                       : "";
 
@@ -408,9 +439,12 @@ static int walk_name(struct walk *w, int fd, uint32_t index, const char *name, s
                      uint32_t *out)
 {
 	size_t len = path_len, n = strlen(name);
-	int r = -ENAMETOOLONG;
+	size_t longest = w->how->longest ? w->how->longest : sizeof w->path - 1;
+	int r;
 
-	if (len + n + 2 <= sizeof w->path) {
+	if (len + 1 + n > longest) {
+		r = walk_too_deep(w, fd, index, name, out);
+	} else {
 		if (len)
 			w->path[len++] = '/';
 		memcpy(w->path + len, name, n + 1);

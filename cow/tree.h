@@ -13,6 +13,9 @@
 #include <time.h>
 
 #define TREE_NO_DISK UINT32_MAX
+/* A regular file or directory whose path is longer than paths may be: it cannot be frozen, and must
+ * not be missing. It is listed, and what it holds reads as EIO. */
+#define TREE_TOO_DEEP (UINT32_MAX - 1)
 
 struct tree_entry {
 	char *name;
@@ -25,7 +28,8 @@ struct ff_frozen {
 	int64_t btime_sec;
 	uint32_t btime_nsec;
 	uint32_t parent; /* of a directory; the root's is itself */
-	uint32_t disk;   /* of a regular file: index among the disks, else TREE_NO_DISK */
+	uint32_t disk;   /* of a regular file: index among the disks, else TREE_NO_DISK; of both
+	                    and directories: TREE_TOO_DEEP */
 	struct tree_entry *entries; /* of a directory, in the order of their bytes */
 	uint32_t entry_count;
 	uint32_t xattr_len;
@@ -51,6 +55,7 @@ struct tree_walk {
 	char *const *exclude;
 	size_t exclude_count;
 	bool xattrs;
+	size_t longest; /* path below SOURCE that can be used, bytes; 0: what the kernel takes */
 };
 
 /* Walks SOURCE. -ENOMEM, or the error of a directory that cannot be read (logged). */

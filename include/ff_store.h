@@ -174,7 +174,8 @@ struct timespec ff_store_snaps_changed(struct ff_store *store);
 
 const struct ff_frozen *ff_snap_root(const struct ff_snap *snap);
 
-/* The inode called NAME in DIR, or -ENOENT, -ENOTDIR; -ENOENT too once the snapshot is dropped. */
+/* The inode called NAME in DIR, or -ENOENT, -ENOTDIR; -ENOENT too once the snapshot is dropped;
+ * -EIO: DIR could not be frozen. */
 int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,
                      const struct ff_frozen **out);
 

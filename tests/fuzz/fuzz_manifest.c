@@ -60,6 +60,12 @@ static void check_dir(const struct ff_snap *snap, const struct ff_frozen *dir)
 		FUZZ_CHECK(steps++ <= t->count && up > t->inodes && up < t->inodes + t->count);
 		FUZZ_CHECK(S_ISDIR(ff_frozen_parent(snap, up)->st.st_mode));
 	}
+	if (dir->disk == TREE_TOO_DEEP) {
+		FUZZ_CHECK(dir->entry_count == 0 && dir != t->inodes);
+		FUZZ_CHECK(ff_frozen_entry(snap, dir, 0, &name, &child) == -EIO);
+		FUZZ_CHECK(ff_frozen_lookup(snap, dir, "x", &found) == -EIO);
+		return;
+	}
 	for (uint32_t i = 0; i < dir->entry_count; i++) {
 		FUZZ_CHECK(ff_frozen_entry(snap, dir, i, &name, &child) == 0);
 		FUZZ_CHECK(child > t->inodes && child < t->inodes + t->count && component(name));
@@ -96,8 +102,8 @@ static void check_inode(const struct ff_snap *snap, const struct ff_frozen *f)
 		FUZZ_CHECK(!"a type that no file has");
 	}
 	FUZZ_CHECK(!!ff_frozen_readlink(snap, f) == !!S_ISLNK(st.st_mode));
-	FUZZ_CHECK(S_ISREG(st.st_mode) == (f->disk != TREE_NO_DISK));
-	if (f->disk != TREE_NO_DISK) {
+	FUZZ_CHECK(S_ISREG(st.st_mode) == (f->disk != TREE_NO_DISK) || f->disk == TREE_TOO_DEEP);
+	if (f->disk != TREE_NO_DISK && f->disk != TREE_TOO_DEEP) {
 		FUZZ_CHECK(f->disk < t->disk_count && &t->inodes[t->disks[f->disk]] == f);
 		FUZZ_CHECK(names_safe_path(f->image));
 	}
@@ -173,7 +179,9 @@ static void change(struct tree *t, unsigned *seed)
 		f->st.st_mode = (f->st.st_mode & 07777) | draw(seed, 16) << 12;
 		break;
 	case 2:
-		f->disk = draw(seed, 2) ? TREE_NO_DISK : draw(seed, t->disk_count + 1);
+		f->disk = draw(seed, 2)   ? TREE_NO_DISK
+		          : draw(seed, 2) ? TREE_TOO_DEEP
+		                          : draw(seed, t->disk_count + 1);
 		break;
 	case 3:
 		set_text(&f->image, seed);

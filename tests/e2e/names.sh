@@ -1,0 +1,93 @@
+#!/bin/bash
+# Names: of snapshots, of disks, of anything, as long and as odd as the kernel lets them be; paths that
+# are longer than it lets them be. All is frozen, listed and the same in tar and rsync, or fails loudly.
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+for tool in rsync tar qemu-img; do
+	command -v $tool >/dev/null || skip "needs $tool"
+done
+snaps=$mnt/snapshots
+mkdir "$tmp/fast"
+mount -t tmpfs -o mode=755 tmpfs "$tmp/fast"
+mkdir "$tmp/fast/source" "$tmp/fast/fleece" "$tmp/fast/tar" "$tmp/fast/rsync"
+src=$tmp/fast/source
+fleece=$tmp/fast/fleece
+names() {
+	python3 "$here/names.py" "$@"
+}
+
+# No byte of a name may end a line of the log, or speak to the terminal.
+log_is_plain() {
+	! LC_ALL=C grep -avE '^fleecefs: ' "$tmp/log" || fail "a line of the log is not ours"
+	! LC_ALL=C grep -aP '[\x00-\x08\x0b-\x1f\x7f]' "$tmp/log" || fail "control characters in the log"
+}
+
+step "names of snapshots"
+mount_fg
+names snapshots "$snaps"
+[ -z "$(find "$fleece" -mindepth 1 ! -name '.*')" ] || fail "left: $(ls -A "$fleece")"
+
+step "names of disks: frozen, overwritten, read"
+names fill "$src"
+cp -a "$src" "$tmp/fast/reference"
+mkdir "$snaps/one"
+mkdir "$snaps/two"
+names overwrite "$mnt"
+for _ in 1 2; do
+	for s in one two; do
+		same_tree "$tmp/fast/reference" "$snaps/$s"
+	done
+	[ "$(find "$fleece" -name '*-fleece-*.qcow2' -print0 | tr -dc '\0' | wc -c)" -ge 250 ] || fail "images are missing"
+	find "$fleece" -path "*-fleece-[12].qcow2" -print0 |
+		while IFS= read -rd '' image; do
+			[ -f "$image" ] || continue
+			qemu-img check -q -f qcow2 "$image" >"$tmp/check" 2>&1 || fail "$image: $(cat "$tmp/check")"
+		done
+	umount "$mnt"
+	wait "$daemon"
+	mount_fg
+done
+tar -C "$snaps/one" -cSf - . | tar -C "$tmp/fast/tar" -xSf -
+same_tree "$tmp/fast/reference" "$tmp/fast/tar"
+rsync -aS "$snaps/two/" "$tmp/fast/rsync/"
+same_tree "$tmp/fast/reference" "$tmp/fast/rsync"
+log_is_plain
+
+step "what is lost is named in the log, on one line"
+find "$fleece/one" -name '*line-fleece-*' -delete
+umount "$mnt"
+wait "$daemon"
+mount_fg
+! cat "$snaps/one/new"$'\n'line >/dev/null 2>&1 || fail "a lost view is read"
+cmp "$snaps/two/new"$'\n'line "$tmp/fast/reference/new"$'\n'line
+grep -aq 'new?line' "$tmp/log" || fail "not named: $(cat "$tmp/log")"
+log_is_plain
+rmdir "$snaps/one" "$snaps/two"
+[ -z "$(images)" ] || fail "images are left: $(images)"
+
+step "directories deeper than paths reach keep nobody from a snapshot"
+names deep "$mnt" 0 40
+timeout 60 mkdir "$snaps/deep" || fail "mkdir is kept from it: $(tail -3 "$tmp/log")"
+grep -q 'the path is too long' "$tmp/log" || fail "not said: $(cat "$tmp/log")"
+cp -a "$src/plain" "$tmp/fast/plain"
+names overwrite "$mnt"
+cmp "$snaps/deep/plain" "$tmp/fast/plain"
+names deep-check "$snaps/deep" "$src" $((4094 - ${#src}))
+mkdir "$tmp/fast/copy"
+! tar -C "$snaps/deep" -cf "$tmp/fast/out.tar" . 2>"$tmp/err" || fail "tar says nothing"
+grep -q 'Input/output error' "$tmp/err" || fail "tar says: $(cat "$tmp/err")"
+! rsync -a --delete "$snaps/deep/" "$tmp/fast/copy/" 2>"$tmp/err" || fail "rsync says nothing"
+cmp "$tmp/fast/copy/plain" "$tmp/fast/plain"
+umount "$mnt"
+wait "$daemon"
+mount_fg
+names deep-check "$snaps/deep" "$src" $((4094 - ${#src}))
+rmdir "$snaps/deep"
+rm -rf "$mnt/deep"
+mkdir "$snaps/again"
+tar -C "$snaps/again" -cf - . >/dev/null
+rmdir "$snaps/again"
+umount "$mnt"
+wait "$daemon"
+[ -z "$(images)" ] || fail "images are left: $(images)"
