@@ -8,9 +8,10 @@
  * The tables are scanned by what is no hole in them, so the cost is that of what was saved.
  *
  * A killed process may leave refcounts of clusters that nothing refers to, and a file that is
- * longer than needed. Both are mended here: refcounts are made to match the tables, the file is cut
- * after its last cluster in use. (A refcount that is too low is never left by a kill, only by a
- * storage that lost writes; it is mended too, and the checksums tell whether the data is there.)
+ * longer than needed (as does the release of its last clusters). Both are mended here: refcounts
+ * are made to match the tables, the file is cut after its last cluster in use. (A refcount that is
+ * too low is never left by a kill, only by a storage that lost writes; it is mended too, and the
+ * checksums tell whether the data is there.)
  *
  * The image belongs to one thread until ff_image_load() returns; no lock is taken.
  */
@@ -251,7 +252,7 @@ static int mend_blocks(struct load *ld, bool *mended)
 static int mend(struct load *ld)
 {
 	struct ff_image *img = ld->img;
-	uint64_t size = ld->next * img->l.cluster_size;
+	uint64_t size = ld->next * img->l.cluster_size, data = 0;
 	struct stat st;
 	bool mended = false;
 	int r = check_blocks(ld);
@@ -260,8 +261,9 @@ static int mend(struct load *ld)
 		r = mend_blocks(ld, &mended);
 	if (!r)
 		r = io_fstat(ld->fd, &st);
-	if (!r && (uint64_t)st.st_size != size) {
-		mended = true;
+	if (!r && (uint64_t)st.st_size > size) {
+		/* what was released at the end is a hole, and no leak */
+		mended |= !is_hole(ld, size, (uint64_t)st.st_size - size, &data);
 		r = io_truncate(ld->fd, size);
 	}
 	if (!r && mended)

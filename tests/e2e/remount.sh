@@ -124,12 +124,18 @@ clean() {
 	new_storage ext4
 	mount_fg
 	freeze one
-	overwrite 0 500
+	overwrite 0 100
+	mkdir "$snaps/two"
+	overwrite 100 400
+	overwrite 50 50
+	rmdir "$snaps/two" # its image stays for one, and gives up what one has
 	umount_fs
 	umount "$storage"
 	mount_storage
+	: >"$tmp/log"
 	mount_fg
 	right one
+	[ ! -s "$tmp/log" ] || fail "there is nothing to say: $(cat "$tmp/log")"
 	rmdir "$snaps/one"
 	old_storage
 }
