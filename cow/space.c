@@ -10,6 +10,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "ff_log.h"
 #include "ff_util.h"
 
 enum { RECHECK_BYTES = 64 << 20 };
@@ -62,9 +63,16 @@ int space_charge(void *store, int64_t bytes)
 
 int space_charge_link(struct link *l)
 {
-	int r = space_charge(l->disk->store, (int64_t)ff_image_allocated(l->img));
+	struct ff_store *s = l->disk->store;
+	int r = space_charge(s, (int64_t)ff_image_allocated(l->img));
 
 	l->charged = r == 0;
+	if (r)
+		ff_error("%s: no room for another fleecing image within fleece-limit (%llu MiB, 0: "
+		         "none) and fleece-reserve (%llu MiB stay free): drop snapshots, or change "
+		         "these",
+		         s->fleece_path, (unsigned long long)s->cfg.fleece_limit >> 20,
+		         (unsigned long long)s->cfg.fleece_reserve >> 20);
 	return r;
 }
 
