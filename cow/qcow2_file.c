@@ -228,3 +228,19 @@ int ff_image_flush(struct ff_image *img)
 	pthread_mutex_unlock(&img->flush_lock);
 	return r;
 }
+
+int ff_image_written_back(struct ff_image *img)
+{
+	int fd, r;
+
+	pthread_mutex_lock(&img->flush_lock);
+	r = img->flush_error;
+	pthread_mutex_unlock(&img->flush_lock);
+	if (!r)
+		r = image_fd(img, &fd);
+	if (!r)
+		r = io_writeback_error(fd);
+	image_keep_sums(img);
+	fd = atomic_load(&img->sums_fd);
+	return r || fd < 0 ? r : io_writeback_error(fd);
+}

@@ -111,6 +111,9 @@ int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count);
 /* Makes all that was saved durable. Callers at the same time share one flush. */
 int ff_image_flush(struct ff_image *img);
 
+/* The error of writing it back, if there was one. Flushes nothing. */
+int ff_image_written_back(struct ff_image *img);
+
 /* Charges allocations to BUDGET: fn(ctx, bytes) is called before the image grows by BYTES (or, when
  * negative, after it shrank) and may refuse with -ENOSPC. Not thread-safe: set it before use. */
 void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes), void *ctx);

@@ -305,6 +305,19 @@ static int has_chain(struct ff_disk *d, void *ctx)
 	return 1;
 }
 
+/* Could some of the disk's bytes, or of what was saved of it, not be written back? An error of
+ * syncfs alone may be another file's, or pass. */
+static int lost_pages(struct ff_disk *d, void *ctx)
+{
+	int fd, r = disk_source(d, &fd);
+
+	if (!r)
+		r = io_writeback_error(fd);
+	for (struct link *l = atomic_load(&d->top); l && !r; l = l->older)
+		r = ff_image_written_back(l->img);
+	return r;
+}
+
 int session_end(struct ff_store *s)
 {
 	char *text = NULL, hash[32];
@@ -322,7 +335,7 @@ int session_end(struct ff_store *s)
 		r = io_syncfs(s->fleece_fd);
 		if (!r)
 			r = io_syncfs(s->source_fd);
-		if (r)
+		if (r && disk_each(s, lost_pages, NULL))
 			write_session(s, LOST);
 	}
 	if (!r)
