@@ -91,3 +91,29 @@ rmdir "$snaps/again"
 umount "$mnt"
 wait "$daemon"
 [ -z "$(images)" ] || fail "images are left: $(images)"
+
+step "names of SOURCE, MOUNTPOINT and FLEECE_DIR themselves"
+# shellcheck disable=SC1003,SC2016
+for odd in 'a,b=c' 'sp ace' $'new\nline' 'back\\040slash\\' 'quote"$(x)' $'\xff\xfe' '-o' 'x:y' "$(printf 'l%.0s' {1..255})"; do
+	src=$tmp/fast/$odd/source
+	mnt=$tmp/fast/$odd/$odd
+	fleece=$tmp/fast/$odd/fleece
+	snaps=$mnt/snapshots
+	mkdir -p "$src" "$mnt"
+	head -c 100001 /dev/urandom >"$src/a.img"
+	cp "$src/a.img" "$tmp/fast/a.ref"
+	(cd "$tmp/fast/$odd" && timeout 60 "$fleecefs" --fleece-dir="$fleece" -- source "$odd" </dev/null >/dev/null 2>"$tmp/err") ||
+		fail "$odd: $(cat "$tmp/err")"
+	mkdir "$snaps/one" "$snaps/two"
+	dd if=/dev/urandom of="$mnt/a.img" bs=4k count=9 conv=notrunc status=none
+	cmp "$snaps/one/a.img" "$tmp/fast/a.ref"
+	check_convert one a.img "$tmp/fast/a.ref"
+	pid=$(daemons "$fleece")
+	kill -KILL "$pid"
+	wait_for 20 gone "$pid"
+	(cd "$tmp/fast/$odd" && timeout 60 "$fleecefs" -o fleece-dir=fleece -- source "$odd" </dev/null >/dev/null 2>"$tmp/err") ||
+		fail "$odd, over a dead mount: $(cat "$tmp/err")"
+	cmp "$snaps/one/a.img" "$tmp/fast/a.ref"
+	rmdir "$snaps/one" "$snaps/two"
+	umount "$mnt"
+done

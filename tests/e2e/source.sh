@@ -178,6 +178,12 @@ inside() {
 	right two
 	rmdir "$snaps/one"
 	right two
+	rm -f "$mnt/ballast"
+	fill
+	kill_daemon
+	printf 0 | dd of="$fleece/.session" conv=notrunc status=none # as on another boot
+	mount_fg --fleece-reserve=0 --on-cbw-error="$1"
+	lost "$snaps/two/a.img"
 	rmdir "$snaps/two"
 	umount_fs
 	umount "$src"
