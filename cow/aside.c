@@ -297,6 +297,26 @@ static int path_below(struct ff_store *s, int parent, const char *name, char *ou
 	return r < 0 || (size_t)r >= size ? -ENAMETOOLONG : 0;
 }
 
+/* Both ends of a move. Deeper than paths reach, where nothing is frozen, there is nothing to note:
+ * the path is then empty, and no disk's. But nothing goes down there that may have to be found
+ * again. */
+static int paths_of_move(struct ff_store *s, int old_parent, const char *old_name, char *from,
+                         int new_parent, const char *new_name, char *to, bool exchange)
+{
+	int up = path_below(s, old_parent, old_name, from, PATH_MAX);
+	int down = path_below(s, new_parent, new_name, to, PATH_MAX);
+
+	if (up == -ENAMETOOLONG && (down == -ENAMETOOLONG || !exchange))
+		*from = '\0';
+	else if (up)
+		return up;
+	if (down == -ENAMETOOLONG && !*from)
+		*to = '\0';
+	else if (down)
+		return down;
+	return 0;
+}
+
 /* Does FLEECE_DIR lie below PATH in SOURCE? Moved away with it, the next mount would not find it.
  */
 static bool holds_fleece_dir(struct ff_store *s, const char *path)
@@ -373,9 +393,8 @@ static int rename_noted(struct ff_store *s, int old_parent, const char *old_name
 	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
 		r = before_loss(s, new_parent, new_name, &moved);
 	if (!r)
-		r = path_below(s, old_parent, old_name, from, sizeof from);
-	if (!r)
-		r = path_below(s, new_parent, new_name, to, sizeof to);
+		r = paths_of_move(s, old_parent, old_name, from, new_parent, new_name, to,
+		                  m.exchange);
 	if (!r && ((S_ISDIR(st.st_mode) && holds_fleece_dir(s, from)) ||
 	           (m.exchange && holds_fleece_dir(s, to))))
 		r = -EBUSY;

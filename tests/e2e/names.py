@@ -5,6 +5,7 @@
     names.py overwrite DIR      new bytes into each file of DIR, as a guest would
     names.py snapshots DIR      which names of snapshots may be made in DIR
     names.py deep DIR FROM TO   directories FROM to TO of a chain that begins in DIR/deep, each with a file
+    names.py deep-move DIR      moves about at the end of that chain
     names.py deep-check DIR REF LIMIT
                                 the chain in DIR is that of REF where a path has up to LIMIT bytes, and
                                 below that an I/O error
@@ -118,6 +119,30 @@ def deep(top, first, last):
     os.close(fd)
 
 
+def deep_move(top):
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    upper = os.dup(fd)
+    fd = enter(fd, b"deep", False)
+    while DEEP.decode() in os.listdir(fd):
+        fd = enter(fd, DEEP, False)
+    data = read(b"f", fd)
+    os.rename(b"f", b"g", src_dir_fd=fd, dst_dir_fd=fd)
+    os.mkdir(b"sub", dir_fd=fd)
+    os.rename(b"g", b"sub/h", src_dir_fd=fd, dst_dir_fd=fd)
+    os.rename(b"sub", b"sub2", src_dir_fd=fd, dst_dir_fd=fd)
+    assert os.listdir(fd) == ["sub2"]
+    os.rename(b"sub2/h", b"up", src_dir_fd=fd, dst_dir_fd=upper)
+    assert read(b"up", upper) == data
+    assert error_of(lambda: os.rename(b"plain", b"down", src_dir_fd=upper, dst_dir_fd=fd)) == errno.ENAMETOOLONG
+    os.unlink(b"up", dir_fd=upper)
+    f = os.open(b"f", os.O_WRONLY | os.O_CREAT, dir_fd=fd)
+    os.write(f, data)
+    os.close(f)
+    os.rmdir(b"sub2", dir_fd=fd)
+    os.close(fd)
+    os.close(upper)
+
+
 def read(name, fd):
     f = os.open(name, os.O_RDONLY, dir_fd=fd)
     data = os.read(f, 1 << 20)
@@ -151,6 +176,8 @@ if __name__ == "__main__":
     top = os.fsencode(sys.argv[2])
     if sys.argv[1] == "deep":
         deep(top, int(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1] == "deep-move":
+        deep_move(top)
     elif sys.argv[1] == "deep-check":
         deep_check(top, os.fsencode(sys.argv[3]), int(sys.argv[4]))
     else:

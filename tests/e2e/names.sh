@@ -71,6 +71,7 @@ names deep "$mnt" 0 40
 timeout 60 mkdir "$snaps/deep" || fail "mkdir is kept from it: $(tail -3 "$tmp/log")"
 grep -q 'the path is too long' "$tmp/log" || fail "not said: $(cat "$tmp/log")"
 cp -a "$src/plain" "$tmp/fast/plain"
+names deep-move "$mnt"
 names overwrite "$mnt"
 cmp "$snaps/deep/plain" "$tmp/fast/plain"
 names deep-check "$snaps/deep" "$src" $((4094 - ${#src}))
