@@ -252,13 +252,17 @@ enum ending {
 	ENDED_CLEAN,  /* what the sources looked like then is known */
 	ENDED_KILLED, /* on this boot: all that was written is in the page cache */
 	ENDED_TORN,   /* on another boot: what was not flushed is lost */
-	ENDED_FAILED, /* on this boot, but a filesystem has, or may have, lost what was not flushed */
+	ENDED_FAILED, /* on this boot, but a filesystem has, or may have, lost what was not flushed
+	               */
 };
 struct ending_record;
 int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record);
 /* Does the source look as the record says? */
 bool session_unchanged(const struct ending_record *record, const struct identity *id,
                        const struct stat *st);
+/* By the record, have the L2 entries of the disk's image SEQ changed since the end? */
+bool session_entries_changed(const struct ending_record *record, const struct identity *id,
+                             uint64_t seq, uint64_t hash);
 void session_record_free(struct ending_record *record);
 /* All has been taken notice of: begin anew. */
 int session_begin(struct ff_store *s);

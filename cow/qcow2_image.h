@@ -48,6 +48,11 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
  * line naming the file and what is wrong with it. */
 int ff_image_load(int dirfd, const char *path, struct ff_image **out);
 
+/* A hash of all L2 entries in the file, which says nothing of where they came from: now, and when
+ * the image was loaded (0: it was made, not loaded). No other thread may change IMG meanwhile. */
+int ff_image_entries_hash(struct ff_image *img, uint64_t *out);
+uint64_t ff_image_loaded_hash(const struct ff_image *img);
+
 /* Closes and frees; the file stays. No other thread may use IMG any more. */
 void ff_image_free(struct ff_image *img);
 

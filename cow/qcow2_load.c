@@ -13,11 +13,16 @@
  * too low is never left by a kill, only by a storage that lost writes; it is mended too, and the
  * checksums tell whether the data is there.)
  *
+ * An entry that is cleared on the storage, or becomes "zeros", cannot be told from one that was
+ * written so. A clean end therefore leaves a hash of all entries (session.c), which recovery
+ * compares with the one that is taken here.
+ *
  * The image belongs to one thread until ff_image_load() returns; no lock is taken.
  */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "cow/io.h"
 #include "cow/qcow2_private.h"
@@ -31,6 +36,7 @@ struct load {
 	int fd;
 	uint64_t end;  /* whole clusters in the file that refcounts reach */
 	uint64_t next; /* after the last data cluster in use */
+	uint64_t hash; /* of the L2 entries so far */
 };
 
 typedef int (*entry_fn)(struct load *ld, uint64_t index, uint64_t entry);
@@ -119,6 +125,13 @@ static int on_table(struct load *ld, uint64_t t, uint64_t entry)
 	return r ? r : take_bit(&ld->img->refs, l->l2_first + t);
 }
 
+/* In any order: holes in the file and zeros come to the same. */
+static int add_entry(struct load *ld, uint64_t cluster, uint64_t entry)
+{
+	ld->hash += XXH3_64bits_withSeed(&entry, sizeof entry, cluster);
+	return 0;
+}
+
 static int on_entry(struct load *ld, uint64_t cluster, uint64_t entry)
 {
 	struct ff_image *img = ld->img;
@@ -131,6 +144,7 @@ static int on_entry(struct load *ld, uint64_t cluster, uint64_t entry)
 	    qcow2_entry_decode(&img->l, entry, ld->end, &host, &kind) ||
 	    (host && clustermap_test(&img->refs, host)))
 		return bad(ld, "the L2 entry of cluster", cluster);
+	add_entry(ld, cluster, entry);
 	if (host) {
 		r = take_bit(&img->refs, host);
 		if (r)
@@ -320,9 +334,26 @@ static int load_all(struct load *ld)
 		r = scan_tables(ld);
 	if (!r)
 		r = mend(ld);
+	ld->img->loaded_hash = ld->hash;
 	if (!r)
 		ld->img->next = ld->next;
 	return r;
+}
+
+int ff_image_entries_hash(struct ff_image *img, uint64_t *out)
+{
+	struct load ld = {.img = img, .fd = -1};
+	int r = image_fd(img, &ld.fd);
+
+	if (!r)
+		r = scan_area(&ld, img->l.l2_first, img->l.l2_count, add_entry);
+	*out = ld.hash;
+	return r;
+}
+
+uint64_t ff_image_loaded_hash(const struct ff_image *img)
+{
+	return img->loaded_hash;
 }
 
 int ff_image_load(int dirfd, const char *path, struct ff_image **out)

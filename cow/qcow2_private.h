@@ -25,6 +25,7 @@ struct ff_image {
 	mode_t mode;
 	struct qcow2_layout l;
 	struct ff_image_desc desc;
+	uint64_t loaded_hash; /* of the L2 entries, as they were when it was loaded */
 	int (*budget)(void *ctx, int64_t bytes);
 	void *budget_ctx;
 

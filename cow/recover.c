@@ -8,8 +8,8 @@
  *      view of that disk may have needed it and is broken.
  *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in
  *      the newest image's header, else aside, else by looking through all of SOURCE.
- *   4. Judge by how the last mount ended: changed behind the mount's back, or torn by a power loss,
- *      breaks views, in the images' headers.
+ *   4. Judge by how the last mount ended: changed behind the mount's back, torn by a power loss, or
+ *      L2 entries that are not those of a clean end, breaks views, in the images' headers.
  *   5. Publish; begin the new session; collect what no snapshot needs; put backing names right.
  *      Not before: what is done here changes the disks that step 4 judges (their ctime).
  *
@@ -145,6 +145,18 @@ static bool names_a_lost_one(const struct found *f, size_t n, size_t i)
 	return seq != 0;
 }
 
+/* Does the image not say any more what it said at a clean end? */
+static bool is_damaged(struct recovery *rc, const struct ff_disk *d, const struct found *f)
+{
+	if (!f->img || rc->ending != ENDED_CLEAN ||
+	    !session_entries_changed(rc->record, &d->id, f->seq, ff_image_loaded_hash(f->img)))
+		return false;
+	ff_error("%s/%s/%s: its L2 tables are not what they were when fleecefs ended: drop the "
+	         "snapshot to get rid of the image",
+	         rc->store->fleece_path, f->dir->name, ff_image_path(f->img));
+	return true;
+}
+
 /* Breaks what the ending of the last mount says, and what a lost image says. Newest first. */
 static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
                  bool there, const struct stat *st)
@@ -162,14 +174,15 @@ static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, 
 		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
 	for (size_t i = n; i-- > 0 && !r;) {
 		torn |= !f[i].durable && rc->ending != ENDED_CLEAN && rc->ending != ENDED_KILLED;
-		lost |= f[i].img == NULL || names_a_lost_one(f, n, i);
+		lost |= f[i].img == NULL || names_a_lost_one(f, n, i) || is_damaged(rc, d, &f[i]);
 		if (!f[i].img || !(torn || lost))
 			continue;
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)
 			if (l->img == f[i].img && l->snap)
-				r = chain_break_one(l, !torn ? "a newer image that it needs is lost"
-				                       : rc->ending == ENDED_FAILED ? failed
-				                                                    : power);
+				r = chain_break_one(
+				    l, !torn ? "an image that it needs is lost or damaged"
+				       : rc->ending == ENDED_FAILED ? failed
+				                                    : power);
 	}
 	return r;
 }

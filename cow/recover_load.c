@@ -188,8 +188,10 @@ static int take_images(struct recovery *rc, struct ff_snap *snap, const struct m
 				ff_image_free(ff_take_ptr(&f.img));
 			}
 		} else {
-			ff_error("%s/%s/%s is lost: the frozen views that need it give EIO",
-			         rc->store->fleece_path, snap->name, inode->image);
+			ff_error(
+			    "%s/%s/%s, which the manifest names, is lost: the frozen views that "
+			    "need it give EIO",
+			    rc->store->fleece_path, snap->name, inode->image);
 		}
 		r = add_found(rc, &f);
 	}

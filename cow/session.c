@@ -6,8 +6,9 @@
  *   .source   which directory this FLEECE_DIR belongs to: inode and birth time of SOURCE
  *   .session  while mounted and after: the boot id, and which mounts of their filesystems
  * FLEECE_DIR and SOURCE had (superblock.c) .clean    written by a clean end: for each disk with a
- * chain its inode, birth time, size, mtime and ctime; the last line is a hash of all before.
- * Removed when a mount begins.
+ * chain its inode, birth time, size, mtime and ctime, and for each image of the chain "image", the
+ * disk, the image's number and a hash of its L2 entries; the last line is a hash of all before.
+ * Removed when a mount begins. Until then no L2 entry may be changed.
  *
  * .clean there: the mount ended cleanly; a disk which differs from its line, or has none that can
  * be read, was changed behind the mount's back. Else, .session is what one of now would be: the
@@ -48,8 +49,15 @@ struct ending_line {
 	int64_t mtime_nsec, ctime_nsec;
 };
 
+struct image_line {
+	uint64_t ino, seq, hash;
+	int64_t btime_sec;
+	uint32_t btime_nsec;
+};
+
 struct ending_record {
-	size_t count;
+	size_t count, image_count;
+	struct image_line *images; /* malloc'd */
 	struct ending_line lines[];
 };
 
@@ -169,9 +177,38 @@ static int by_ino(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* All of the image's name, but not of what it says. */
+static int by_image(const void *a, const void *b)
+{
+	const struct image_line *x = a, *y = b;
+
+	if (x->ino != y->ino)
+		return x->ino < y->ino ? -1 : 1;
+	if (x->btime_sec != y->btime_sec)
+		return x->btime_sec < y->btime_sec ? -1 : 1;
+	if (x->btime_nsec != y->btime_nsec)
+		return x->btime_nsec < y->btime_nsec ? -1 : 1;
+	return x->seq < y->seq ? -1 : x->seq > y->seq;
+}
+
+static bool parse_disk(const char *text, struct ending_line *l)
+{
+	return sscanf(text,
+	              "%" SCNu64 " %" SCNd64 " %" SCNu32 " %" SCNd64 " %" SCNd64 " %" SCNd64
+	              " %" SCNd64 " %" SCNd64,
+	              &l->ino, &l->btime_sec, &l->btime_nsec, &l->size, &l->mtime_sec,
+	              &l->mtime_nsec, &l->ctime_sec, &l->ctime_nsec) == 8;
+}
+
+static bool parse_image(const char *text, struct image_line *l)
+{
+	return sscanf(text, "image %" SCNu64 " %" SCNd64 " %" SCNu32 " %" SCNu64 " %" SCNx64,
+	              &l->ino, &l->btime_sec, &l->btime_nsec, &l->seq, &l->hash) == 5;
+}
+
 static int parse_record(const char *text, struct ending_record **out)
 {
-	size_t count = 0, room = 0;
+	size_t room = 0;
 	const char *last = strstr(text, "xxh3 "), *p;
 	struct ending_record *rec;
 	char hash[32];
@@ -185,23 +222,21 @@ static int parse_record(const char *text, struct ending_record **out)
 	for (p = text; p < last; p++)
 		room += *p == '\n';
 	rec = calloc(1, sizeof *rec + room * sizeof rec->lines[0]);
-	if (!rec)
+	if (!rec || !(rec->images = calloc(room + 1, sizeof rec->images[0]))) {
+		free(rec);
 		return -ENOMEM;
-	for (p = text; p < last && count < room; p = strchr(p, '\n') + 1) {
-		struct ending_line *l = &rec->lines[count];
+	}
+	for (p = text; p < last; p = strchr(p, '\n') + 1) {
+		bool image = strncmp(p, "image ", 6) == 0;
 
-		if (sscanf(p,
-		           "%" SCNu64 " %" SCNd64 " %" SCNu32 " %" SCNd64 " %" SCNd64 " %" SCNd64
-		           " %" SCNd64 " %" SCNd64,
-		           &l->ino, &l->btime_sec, &l->btime_nsec, &l->size, &l->mtime_sec,
-		           &l->mtime_nsec, &l->ctime_sec, &l->ctime_nsec) != 8) {
-			free(rec);
+		if (image ? !parse_image(p, &rec->images[rec->image_count++])
+		          : !parse_disk(p, &rec->lines[rec->count++])) {
+			session_record_free(rec);
 			return -EINVAL;
 		}
-		count++;
 	}
-	rec->count = count;
-	qsort(rec->lines, count, sizeof rec->lines[0], by_ino);
+	qsort(rec->lines, rec->count, sizeof rec->lines[0], by_ino);
+	qsort(rec->images, rec->image_count, sizeof rec->images[0], by_image);
 	*out = rec;
 	return 0;
 }
@@ -256,8 +291,21 @@ bool session_unchanged(const struct ending_record *record, const struct identity
 	       l->ctime_nsec == st->st_ctim.tv_nsec;
 }
 
+bool session_entries_changed(const struct ending_record *record, const struct identity *id,
+                             uint64_t seq, uint64_t hash)
+{
+	struct image_line key = {id->ino, seq, 0, id->btime_sec, id->btime_nsec}, *l;
+
+	if (!record->image_count)
+		return false;
+	l = bsearch(&key, record->images, record->image_count, sizeof key, by_image);
+	return l && l->hash != hash;
+}
+
 void session_record_free(struct ending_record *record)
 {
+	if (record)
+		free(record->images);
 	free(record);
 }
 
@@ -278,6 +326,21 @@ int session_begin(struct ff_store *s)
 	return r && r != -ENOENT ? r : io_fsync(s->fleece_fd);
 }
 
+/* An image that cannot be read is left out: it is not compared, then. */
+static void add_images(struct ff_disk *d, FILE *f)
+{
+	for (struct link *l = atomic_load(&d->top); l; l = l->older) {
+		uint64_t hash;
+
+		if (ff_image_is_broken(l->img) || ff_image_entries_hash(l->img, &hash))
+			continue;
+		fprintf(f, "image %llu %lld %u %llu %016llx\n", (unsigned long long)d->id.ino,
+		        (long long)d->id.btime_sec, d->id.btime_nsec,
+		        (unsigned long long)ff_image_desc(l->img)->seq, (unsigned long long)hash);
+		ff_image_park(l->img);
+	}
+}
+
 static int add_line(struct ff_disk *d, void *ctx)
 {
 	FILE *f = ctx;
@@ -296,6 +359,7 @@ static int add_line(struct ff_disk *d, void *ctx)
 	        (long long)d->id.btime_sec, d->id.btime_nsec, (long long)st.st_size,
 	        (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (long long)st.st_ctim.tv_sec,
 	        st.st_ctim.tv_nsec);
+	add_images(d, f);
 	return 0;
 }
 
