@@ -30,6 +30,20 @@ static size_t count_lines(const char *text, const char *end)
 	return n;
 }
 
+static void check_images(const struct ending_record *rec)
+{
+	for (size_t i = 0; i < rec->image_count; i++) {
+		const struct image_line *l = &rec->images[i];
+		struct identity id = {0, l->ino, l->btime_sec, l->btime_nsec};
+		bool alone = (i == 0 || by_image(l - 1, l)) &&
+		             (i + 1 == rec->image_count || by_image(l, l + 1));
+
+		FUZZ_CHECK(i == 0 || by_image(l - 1, l) <= 0);
+		FUZZ_CHECK(!alone || !session_entries_changed(rec, &id, l->seq, l->hash));
+		FUZZ_CHECK(!alone || session_entries_changed(rec, &id, l->seq, ~l->hash));
+	}
+}
+
 static void check_record(const char *text)
 {
 	struct ending_record *rec = NULL;
@@ -39,7 +53,7 @@ static void check_record(const char *text)
 	FUZZ_CHECK(r == 0 || (r == -EINVAL && !rec));
 	if (r)
 		return;
-	FUZZ_CHECK(rec->count == count_lines(text, last));
+	FUZZ_CHECK(rec->count + rec->image_count == count_lines(text, last));
 	for (size_t i = 0; i < rec->count; i++) {
 		const struct ending_line *l = &rec->lines[i];
 		struct identity id = {0, l->ino, l->btime_sec, l->btime_nsec};
@@ -54,6 +68,7 @@ static void check_record(const char *text)
 		st.st_size ^= 1;
 		FUZZ_CHECK(!alone || !session_unchanged(rec, &id, &st));
 	}
+	check_images(rec);
 	session_record_free(rec);
 }
 
