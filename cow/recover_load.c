@@ -83,6 +83,13 @@ static bool is_gone(int error)
 	return error == -ENOENT || error == -ELOOP || error == -ENOTDIR;
 }
 
+static bool is_image(const char *name)
+{
+	size_t n = strlen(name);
+
+	return n > 6 && strcmp(name + n - 6, ".qcow2") == 0;
+}
+
 /* Loads every image below the directory, for want of a manifest. PATH is a buffer of PATH_MAX. */
 static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap *snap, int fd,
                     char *path, size_t len)
@@ -109,7 +116,7 @@ static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap 
 		if (!is_lost(r))
 			break;
 		r = 0;
-		if (n > 6 && strcmp(e->d_name + n - 6, ".qcow2") == 0) {
+		if (is_image(e->d_name)) {
 			struct found f = {.dir = dir, .snap = snap};
 			const struct ff_image_desc *desc;
 
@@ -211,8 +218,9 @@ static int bare_tree(int dirfd, struct tree **out)
 	return *out ? tree_add(*out, &root, &index) : -ENOMEM;
 }
 
-/* Is all that the directory holds of a freeze's making? If not, *OTHER is one that is not. */
-static int look_through(int dirfd, const char *name, char other[NAME_MAX + 1])
+/* Looks for a file whose name is WANTED; *OTHER is one, or "". */
+static int look_through(int dirfd, const char *name, bool (*wanted)(const char *name),
+                        char other[NAME_MAX + 1])
 {
 	const struct dirent *e;
 	DIR *dir;
@@ -227,13 +235,49 @@ static int look_through(int dirfd, const char *name, char other[NAME_MAX + 1])
 
 		r = io_statx(fd, e->d_name, &sx);
 		if (!r && S_ISDIR(sx.stx_mode))
-			r = look_through(fd, e->d_name, other);
-		else if (!r && !names_ours(e->d_name))
+			r = look_through(fd, e->d_name, wanted, other);
+		else if (!r && wanted(e->d_name))
 			snprintf(other, NAME_MAX + 1, "%s", e->d_name);
 		if (r)
 			break;
 	}
 	closedir(dir);
+	return r;
+}
+
+static bool is_not_ours(const char *name)
+{
+	return !names_ours(name);
+}
+
+/* Is it another directory's? It names no image that is here, and there are some. What it says would
+ * cost views of other snapshots, and for good. */
+static bool is_foreign(const struct fleece_dir *dir, const struct manifest *m)
+{
+	char other[NAME_MAX + 1] = "";
+
+	for (uint32_t i = 0; i < m->tree->disk_count; i++) {
+		const struct ff_frozen *inode = &m->tree->inodes[m->tree->disks[i]];
+		ff_autoclose int fd = -1;
+
+		if (io_open_beneath(dir->fd, inode->image, O_PATH | O_NOFOLLOW, 0, &fd) != -ENOENT)
+			return false;
+	}
+	return look_through(dir->fd, ".", is_image, other) == 0 && *other;
+}
+
+static int read_manifest(struct fleece_dir *dir, struct manifest *m)
+{
+	int r = manifest_read(dir->fd, dir->name, m);
+
+	if (!r && is_foreign(dir, m)) {
+		ff_error("%s/manifest: it names none of the images that are there, and must be "
+		         "another snapshot's",
+		         dir->name);
+		tree_free(m->tree);
+		m->tree = NULL;
+		r = -EINVAL;
+	}
 	return r;
 }
 
@@ -243,7 +287,7 @@ static int undo_mkdir(struct recovery *rc, const char *name)
 {
 	struct ff_store *s = rc->store;
 	char hidden[32], other[NAME_MAX + 1] = "";
-	int r = look_through(s->fleece_fd, name, other);
+	int r = look_through(s->fleece_fd, name, is_not_ours, other);
 
 	if (*other) {
 		ff_error("%s/%s is no snapshot, and holds what fleecefs has not made (%s): left "
@@ -272,7 +316,7 @@ static int take_snapshot(struct recovery *rc, const char *name)
 
 	if (r)
 		return is_gone(r) ? 0 : r;
-	bad = manifest_read(dir->fd, name, &m);
+	bad = read_manifest(dir, &m);
 	if (bad == -ENOENT) {
 		fleece_dir_close(dir);
 		return undo_mkdir(rc, name);
