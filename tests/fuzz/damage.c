@@ -12,8 +12,7 @@
  *   - every snapshot can be dropped, and nothing is left of it,
  * and all files are put back. One round in four looks like one after a killed daemon. A view
  * depends on its manifest and on the images, with their checksum files, of its disk in its own and
- * in all newer snapshots; on the record of the last end they all do. (A manifest that is another
- * snapshot's names images that are not there: any view may have needed them.)
+ * in all newer snapshots; on the record of the last end they all do.
  *
  * An L2 entry that is cleared on the storage, or becomes "zeros", cannot be told from one that was
  * written so, but for the record of a clean end, which has a hash of them. Wrong bytes are allowed
@@ -120,12 +119,12 @@ static enum outcome look(struct ff_store *store, int s, int d)
 	return o;
 }
 
-static bool depends(const struct file *f, enum op op, bool killed, int s, int d)
+static bool depends(const struct file *f, bool killed, int s, int d)
 {
 	if (f->snap < 0)
 		return strcmp(f->path, killed ? ".session" : ".clean") == 0;
 	if (f->disk < 0) /* the manifest */
-		return s == f->snap || op == REPLACE;
+		return s == f->snap;
 	return d == f->disk && s <= f->snap;
 }
 
@@ -225,11 +224,11 @@ static void round_of(const struct file *f, enum op op, bool killed)
 		for (int d = 0; d < DISKS; d++) {
 			enum outcome o = look(store, s, d);
 
-			if (o == WRONG && killed && in_tables && depends(f, op, killed, s, d))
+			if (o == WRONG && killed && in_tables && depends(f, killed, s, d))
 				undetected++;
 			else if (o == WRONG)
 				fail("wrong bytes", f, op, s, d);
-			if (o == LOST && !depends(f, op, killed, s, d))
+			if (o == LOST && !depends(f, killed, s, d))
 				fail("a view that does not depend on it is lost", f, op, s, d);
 			if (o != LOST && !killed && s == f->snap && d == f->disk &&
 			    (op == CLEAR_ENTRY || op == ZERO_ENTRY))
