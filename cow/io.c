@@ -277,7 +277,12 @@ int io_readlinkat(int dirfd, const char *path, char *buf, size_t size)
 
 int io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags)
 {
-	return syscall(SYS_renameat2, olddir, old, newdir, new, flags) < 0 ? -errno : 0;
+	ff_autoclose int own_old = -1, own_new = -1;
+	int from, to, r = enter_parent(olddir, &old, &own_old, &from);
+
+	if (!r)
+		r = enter_parent(newdir, &new, &own_new, &to);
+	return r ? r : syscall(SYS_renameat2, from, old, to, new, flags) < 0 ? -errno : 0;
 }
 
 int io_linkfd(int fd, int newdir, const char *new)

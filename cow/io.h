@@ -48,14 +48,14 @@ int io_is_locked(int fd, uint64_t off, bool *held);
 /* Takes the lock of flock(2) on FD, LOCK_EX or LOCK_SH, or gives it back, LOCK_UN. Never waits:
  * -EWOULDBLOCK, and then a lock that FD had is lost. */
 int io_flock(int fd, int operation);
-/* These two: below a DIRFD (not AT_FDCWD) no part of PATH that leads to the last may be a symlink.
- */
+/* These three: below a DIRFD (not AT_FDCWD) no part of PATH that leads to the last may be a
+ * symlink. */
 int io_mkdirat(int dirfd, const char *path, mode_t mode);
 int io_unlinkat(int dirfd, const char *path, int flags);
+int io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags);
 int io_symlinkat(const char *target, int dirfd, const char *path);
 /* The target in BUF, cut to SIZE - 1 bytes, with a NUL after it. */
 int io_readlinkat(int dirfd, const char *path, char *buf, size_t size);
-int io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags);
 /* Gives the inode behind FD another name (through /proc/self/fd). */
 int io_linkfd(int fd, int newdir, const char *new);
 int io_fstat(int fd, struct stat *out);

@@ -119,7 +119,7 @@ bool names_ours(const char *name)
 {
 	const char *at = NULL;
 
-	if (strcmp(name, MANIFEST_NAME ".tmp") == 0)
+	if (strcmp(name, MANIFEST_NAME ".tmp") == 0 || strcmp(name, NAMES_UNFINISHED) == 0)
 		return true;
 	if (name[0] == '~' && strspn(name + 1, "0123456789abcdef") == 16 &&
 	    strcmp(name + 17, ".backing") == 0)

@@ -41,11 +41,14 @@
  * Locks: head_lock, alloc_lock, flush_lock are never held together; fd_lock is below them all. None
  * is held while data is read or written.
  */
+#include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cow/io.h"
+#include "cow/names.h"
 #include "cow/open_regular.h"
 #include "cow/qcow2_private.h"
 #include "ff_log.h"
@@ -153,7 +156,7 @@ static int write_head(struct ff_image *img, const struct qcow2_head *head)
 	return r;
 }
 
-/* The header comes last: a file that a killed process leaves is no qcow2 image before that. */
+/* The header comes last; a file without one is no qcow2 image. */
 static int write_new(struct ff_image *img)
 {
 	int fd, r = image_fd(img, &fd);
@@ -165,6 +168,21 @@ static int write_new(struct ff_image *img)
 	if (!r)
 		r = write_first_refcounts(img);
 	return r ? r : write_head(img, &img->head);
+}
+
+/* Only what is whole bears the name of an image: one that a killed process leaves checks clean. */
+static int give_name(int dirfd, const char *path)
+{
+	int r = io_renameat(dirfd, NAMES_UNFINISHED, dirfd, path, RENAME_NOREPLACE);
+	struct statx sx;
+
+	if (r != -EINVAL)
+		return r;
+	/* A filesystem that cannot promise it. Nobody else makes files in this directory. */
+	r = io_statx(dirfd, path, &sx);
+	if (r == 0)
+		return -EEXIST;
+	return r == -ENOENT ? io_renameat(dirfd, NAMES_UNFINISHED, dirfd, path, 0) : r;
 }
 
 int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_image_desc *desc,
@@ -184,16 +202,18 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
 	img->mode = mode & 0777;
 	r = image_setup(img, &head, &l);
 	if (!r)
-		r = io_open_beneath(dirfd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, img->mode,
-		                    &fd);
+		r = io_openat(dirfd, NAMES_UNFINISHED, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW,
+		              img->mode, &fd);
 	if (r) {
 		ff_image_free(img);
 		return r;
 	}
 	atomic_store(&img->fd, fd);
 	r = write_new(img);
+	if (!r)
+		r = give_name(dirfd, path);
 	if (r) {
-		io_unlinkat(dirfd, path, 0);
+		io_unlinkat(dirfd, NAMES_UNFINISHED, 0);
 		ff_image_free(img);
 		return r;
 	}

@@ -17,6 +17,7 @@
 #include <criterion/parameterized.h>
 
 #include "cow/io.h"
+#include "cow/names.h"
 #include "ff_util.h"
 #include "imgtest.h"
 
@@ -209,8 +210,7 @@ ParameterizedTest(int *c, qcow2_faults, dies_between_writes, .timeout = 400)
 	}
 }
 
-/* A creation that fails leaves no file, one that dies no qcow2 image that could be taken for whole.
- */
+/* A creation that fails leaves no file. */
 Test(qcow2_faults, creation)
 {
 	for (int nth = 0;; nth++) {
@@ -233,6 +233,7 @@ Test(qcow2_faults, creation)
 		}
 		cr_assert_eq(r, -ENOSPC);
 		cr_assert_neq(faccessat(t.dirfd, "new.qcow2", F_OK, 0), 0);
+		cr_assert_neq(faccessat(t.dirfd, NAMES_UNFINISHED, F_OK, 0), 0);
 		imgtest_close(&t);
 	}
 }
