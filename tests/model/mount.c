@@ -199,18 +199,29 @@ static int spawn_daemon(struct mnt *m)
 	return 0;
 }
 
+/* A dead mount's attributes may be cached, but it cannot be opened. */
+static bool answers(const char *path, struct stat *st)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	bool ok = fd >= 0 && fstat(fd, st) == 0;
+
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
 int mnt_start(struct mnt *m)
 {
 	struct stat before, now;
 	int r, i, status;
 
-	if (stat(m->live, &before) < 0)
+	if (stat(m->dir, &before) < 0)
 		return -errno;
 	r = spawn_daemon(m);
 	if (r)
 		return r;
 	for (i = 0; i < 12000; i++) {
-		if (stat(m->live, &now) == 0 && now.st_dev != before.st_dev)
+		if (answers(m->live, &now) && now.st_dev != before.st_dev)
 			return 0;
 		if (waitpid(m->daemon, &status, WNOHANG) == m->daemon) {
 			fprintf(stderr, "%s ended before the mount was ready, wait status %#x\n",
@@ -223,6 +234,18 @@ int mnt_start(struct mnt *m)
 	}
 	fprintf(stderr, "%s: not ready after 60 s\n", m->binary);
 	return -ETIMEDOUT;
+}
+
+int mnt_start_and_kill(struct mnt *m, unsigned after_us)
+{
+	struct timespec ts = {after_us / 1000000, after_us % 1000000 * 1000};
+	int r = spawn_daemon(m);
+
+	if (r)
+		return r;
+	nanosleep(&ts, NULL);
+	kill(m->daemon, SIGKILL);
+	return mnt_collect_killed(m);
 }
 
 int mnt_stop(struct mnt *m)
@@ -258,9 +281,9 @@ int mnt_stop(struct mnt *m)
 	return 0;
 }
 
-int mnt_reap_killed(struct mnt *m)
+int mnt_collect_killed(struct mnt *m)
 {
-	int status, r;
+	int status;
 
 	while (waitpid(m->daemon, &status, 0) < 0)
 		if (errno != EINTR)
@@ -272,6 +295,15 @@ int mnt_reap_killed(struct mnt *m)
 		        (unsigned)status);
 		return -EIO;
 	}
+	return 0;
+}
+
+int mnt_reap_killed(struct mnt *m)
+{
+	int r = mnt_collect_killed(m);
+
+	if (r)
+		return r;
 	r = unmount(m->live, true);
 	if (r)
 		fprintf(stderr, "umount of the dead mount %s: %s\n", m->live, strerror(-r));

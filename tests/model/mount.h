@@ -35,13 +35,17 @@ int mnt_skip(void);
  * called before the process has threads. */
 int mnt_init(struct mnt *m, const char *binary, uint32_t cluster_size, bool keep);
 
-/* Mounts, returning when the mount is ready. */
+/* Mounts, returning when the mount is ready. A dead mount may be in the way. */
 int mnt_start(struct mnt *m);
+/* The same, but the daemon is sent SIGKILL after AFTER_US, whatever it is doing then. */
+int mnt_start_and_kill(struct mnt *m, unsigned after_us);
 
 /* Unmounts and waits for the daemon: any exit status but 0 is an error. */
 int mnt_stop(struct mnt *m);
 
-/* After the daemon was sent SIGKILL: collects it and removes what is left of the mount. */
+/* After the daemon was sent SIGKILL: collects it; the first leaves a dead mount, the second takes
+ * it away. */
+int mnt_collect_killed(struct mnt *m);
 int mnt_reap_killed(struct mnt *m);
 
 /* Shows the last lines of the daemon's log on stderr. */
