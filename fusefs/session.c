@@ -41,6 +41,7 @@
 #include "fusefs/dispatch.h"
 #include "fusefs/inode.h"
 #include "fusefs/mountpoint.h"
+#include "fusefs/own_mount.h"
 #include "fusefs/privileges.h"
 
 #define READ_AHEAD_KB   4096
@@ -56,7 +57,6 @@ struct session {
 	int ready_fd; /* the pipe to the parent; -1 in the foreground */
 	pthread_t main_thread;
 	atomic_bool ending; /* the loop has ended: the watcher of signals is to end, too */
-	atomic_bool synced; /* the mount's dirty pages have been taken */
 	bool never_ready;   /* set by the helper thread, read after it was joined */
 };
 
@@ -235,11 +235,12 @@ static void *check_ready(void *arg)
 {
 	struct session *s = arg;
 	struct statx stx;
+	int r = own_mount_stat(s->places.mountpoint, &stx);
 
-	if (statx(AT_FDCWD, s->places.mountpoint, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) <
-	    0) {
+	if (r < 0) {
 		if (!fuse_session_exited(s->se))
-			ff_error("%s: the new mount does not answer: %m", s->places.mountpoint);
+			ff_error("%s: the new mount does not answer: %s", s->places.mountpoint,
+			         strerror(-r));
 		give_up(s);
 		return NULL;
 	}
@@ -279,33 +280,18 @@ static void end_signals(sigset_t *set)
 	sigaddset(set, SIGHUP);
 }
 
-static void *sync_mount(void *arg)
-{
-	struct session *s = arg;
-	int fd = open(s->places.mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-	if (fd >= 0) {
-		if (syncfs(fd) < 0)
-			ff_warning("%s: sync: %m", s->places.mountpoint);
-		close(fd);
-	}
-	atomic_store(&s->synced, true);
-	return NULL;
-}
-
 /* What programs have written by mapped memory is still with the kernel: an unmount would wait for
  * it, the end of the loop would lose it. Not waited for without end, nor after a second signal. */
 static void take_dirty_pages(struct session *s)
 {
 	const struct timespec step = {.tv_nsec = 50000000};
-	pthread_t thread;
 	sigset_t ends;
+	pid_t sync;
 
 	end_signals(&ends);
-	if (pthread_create(&thread, NULL, sync_mount, s))
+	if (own_mount_sync(s->places.mountpoint, &sync))
 		return;
-	pthread_detach(thread);
-	for (int i = 0; i < SYNC_STEPS && !atomic_load(&s->synced); i++)
+	for (int i = 0; i < SYNC_STEPS && !own_mount_synced(sync); i++)
 		if (sigtimedwait(&ends, NULL, &step) > 0)
 			return;
 }
