@@ -142,6 +142,9 @@ static bool names_a_lost_one(const struct found *f, size_t n, size_t i)
 	for (size_t k = 0; k < n && seq; k++)
 		if (f[k].img && f[k].seq == seq)
 			return false;
+	if (seq)
+		ff_error("%s/%s: its backing file, the fleecing image %s, is lost", f[i].dir->name,
+		         ff_image_path(f[i].img), ff_image_backing(f[i].img));
 	return seq != 0;
 }
 
@@ -157,9 +160,23 @@ static bool is_damaged(struct recovery *rc, const struct ff_disk *d, const struc
 	return true;
 }
 
+/* An image joins its chain, and a drop takes it out, by the name that the next older one bears.
+ * What a drop has taken out, and had no time to delete, may name others that it did delete: that is
+ * nobody's loss. */
+static void tell_apart(struct found *f, size_t n)
+{
+	const struct found *last = NULL;
+
+	for (size_t i = 0; i < n; i++) {
+		f[i].apart = !f[i].snap && last && last->img && next_named(last) != f[i].seq;
+		if (!f[i].apart)
+			last = &f[i];
+	}
+}
+
 /* Breaks what the ending of the last mount says, and what a lost image says. Newest first. */
-static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, size_t n,
-                 bool there, const struct stat *st)
+static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t n, bool there,
+                 const struct stat *st)
 {
 	static const char power[] = "power failed before it was durable";
 	static const char failed[] = "a filesystem failed, or was unmounted after fleecefs was "
@@ -167,6 +184,7 @@ static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, 
 	bool torn = false, lost = false;
 	int r = 0;
 
+	tell_apart(f, n);
 	if (!there)
 		return chain_break_all(d, "its disk is no longer in SOURCE");
 	if (rc->ending == ENDED_CLEAN ? !session_unchanged(rc->record, &d->id, st)
@@ -174,7 +192,8 @@ static int judge(struct recovery *rc, struct ff_disk *d, const struct found *f, 
 		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
 	for (size_t i = n; i-- > 0 && !r;) {
 		torn |= !f[i].durable && rc->ending != ENDED_CLEAN && rc->ending != ENDED_KILLED;
-		lost |= f[i].img == NULL || names_a_lost_one(f, n, i) || is_damaged(rc, d, &f[i]);
+		lost |= !f[i].img ||
+		        (!f[i].apart && (names_a_lost_one(f, n, i) || is_damaged(rc, d, &f[i])));
 		if (!f[i].img || !(torn || lost))
 			continue;
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)

@@ -20,6 +20,8 @@ struct found {
 	size_t number;        /* of the disk in snap */
 	bool durable;
 	bool linked; /* img belongs to a link */
+	bool apart;  /* hidden, and no longer in its chain: a drop that was cut short had taken it
+	                out */
 };
 
 struct recovery {

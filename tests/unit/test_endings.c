@@ -105,6 +105,28 @@ Test(endings, power_loss_tears_what_was_not_durable)
 	cr_assert_eq(count_images(&fx), 0);
 }
 
+/* Of two images that had left their chain the kill left one, and that one names the other. */
+Test(endings, an_image_that_has_left_is_nobodys_loss)
+{
+	five_freeze(0);
+	five_change(0, 5000, 1);
+	five_freeze(1);
+	five_freeze(2);
+	five_shell("cp $F/s1/disk-fleece-*.qcow2 $F/.clean-copy");
+	cr_assert_eq(ff_store_drop(fx.store, "s1"), 0);
+	cr_assert_eq(ff_store_drop(fx.store, "s2"), 0);
+	five_give_back();
+	fixture_close(&fx);
+	five_shell(
+	    "mkdir -m 700 $F/.dropped-9; mv $F/.clean-copy $F/.dropped-9/disk-fleece-2.qcow2");
+	fixture_open(&fx);
+	disk_fd = live_open(&fx, "disk", &disk);
+	five_expect(0);
+	five_change(3000, 9000, 2);
+	five_expect(0);
+	cr_assert_eq(count_images(&fx), 1);
+}
+
 /* Without the record nothing tells that SOURCE was left alone while no mount was there. */
 Test(endings, a_damaged_record_proves_nothing)
 {
