@@ -86,9 +86,10 @@ bool mountpoint_recover(const char *path)
 {
 	struct statx stx;
 
-	/* forced: the kernel may still have the attributes of a mount that died just now */
+	/* forced: the kernel may still have the attributes of a mount that died just now;
+	 * ECONNABORTED: it dies while we ask */
 	if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_TYPE, &stx) == 0 ||
-	    errno != ENOTCONN || !is_ours(path))
+	    (errno != ENOTCONN && errno != ECONNABORTED) || !is_ours(path))
 		return false;
 	if (!detach(path)) {
 		ff_error("%s: cannot take away a dead mount; try umount -l %s", path, path);
