@@ -16,7 +16,8 @@
  * Where a view was promised to survive power loss, storage must never hold a chain that leads to an
  * image which it does not hold, nor lack an image that a write relied on: so the filesystem is
  * synced after step 1 (the long time, while everything goes on), before and after step 3, and when
- * step 4 had to make an image anew.
+ * step 4 had to make an image anew. What a view leaves in its source must not be lost either: so
+ * SOURCE's filesystem is synced before step 5.
  *
  * The pause of a writer is step 4: two pointer writes for each disk, one fstat for each disk that
  * was being written. It does not depend on sizes.
@@ -502,8 +503,12 @@ static int publish(struct freeze *f, unsigned flags)
 	    .durable = f->store->cfg.durable,
 	    .tree = snap->tree,
 	};
-	int r = 0;
+	int r = f->durable ? io_syncfs(f->store->source_fd) : 0;
 
+	if (r) {
+		ff_error("%s: cannot be made durable: %s", f->store->source_path, strerror(-r));
+		return r;
+	}
 	snap->ephemeral = m.ephemeral;
 	r = manifest_write(snap->dir->fd, &m, m.durable);
 	if (!r && m.durable)

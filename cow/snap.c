@@ -112,6 +112,23 @@ struct timespec ff_store_snaps_changed(struct ff_store *store)
 	return store->changed;
 }
 
+/* Renames the directory; for good, where views were promised to survive power loss. */
+static int rename_dir(struct ff_snap *snap, const char *from, const char *to)
+{
+	struct ff_store *s = snap->store;
+	bool durable = false;
+	int r = io_renameat(s->fleece_fd, from, s->fleece_fd, to, RENAME_NOREPLACE);
+
+	for (size_t i = 0; i < snap->link_count; i++)
+		durable |= snap->links[i] && atomic_load(&snap->links[i]->disk->durable);
+	if (r || !durable)
+		return r;
+	r = io_fsync(s->fleece_fd);
+	if (r)
+		io_renameat(s->fleece_fd, to, s->fleece_fd, from, RENAME_NOREPLACE);
+	return r;
+}
+
 /* The images older than this snapshot's name its directory: put the new name in. */
 static void rename_backings(struct ff_snap *snap)
 {
@@ -143,9 +160,7 @@ int ff_store_rename_snap(struct ff_store *store, const char *from, const char *t
 	}
 	list_name = strdup(to);
 	dir_name = strdup(to);
-	r = list_name && dir_name
-	        ? io_renameat(store->fleece_fd, from, store->fleece_fd, to, RENAME_NOREPLACE)
-	        : -ENOMEM;
+	r = list_name && dir_name ? rename_dir(snap, from, to) : -ENOMEM;
 	if (r) {
 		ff_error("%s: cannot rename the snapshot %s to %s: %s", store->fleece_path, from,
 		         to, strerror(-r));
