@@ -24,6 +24,11 @@
  * threads in phase 1 on that disk. A thread holds one claim at a time and waits for another's while
  * it holds none, so there is no cycle.
  *
+ * Why a save never takes what is newer than its link: a link that is still the newest once the
+ * claim is held has the source's bytes in its unmarked clusters, for a change that a newer link
+ * allows needs a claim first. One that is not may have lost them; the newer links have them then,
+ * or the source still does, and phase 1 begins anew with the newest.
+ *
  * When a save fails (the fleece storage is full or broken, the old data cannot be read), the policy
  * decides: the views that needed the clusters break, for good, and the guest goes on; or the
  * guest's change fails with the error and the views stay right.
@@ -44,6 +49,7 @@ enum {
 	COPY_BYTES = 16 << 20,  /* of one copy_file_range, so that a freeze need not wait longer */
 	STACK_BYTES = 64 << 10, /* old data of smaller saves is kept on the stack */
 	DIRECT_ALIGN = 4096,
+	OVERTAKEN = 1, /* of phase 1: the link is no longer the newest, not all is saved */
 };
 
 /* What a change does to the bytes [off, end). */
@@ -194,8 +200,8 @@ static uint64_t skip_hole(struct link *top, uint64_t first, uint64_t end)
 	return r ? first : FF_MIN(FF_MAX(first, data / size), end);
 }
 
-/* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned. On error
- * *FAILED and *COUNT say which clusters could not be saved. */
+/* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned; OVERTAKEN.
+ * On error *FAILED and *COUNT say which clusters could not be saved. */
 static int save(struct link *top, const struct effect *e, uint64_t first, uint64_t end,
                 uint64_t *failed, uint64_t *count)
 {
@@ -222,7 +228,9 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 			/* Someone may have saved them before they became ours. */
 			n = ff_image_run(top->img, first, mine.count, &marked);
 			if (!marked)
-				r = save_claimed(top, e, first, n);
+				r = atomic_load(&top->disk->top) == top
+				        ? save_claimed(top, e, first, n)
+				        : OVERTAKEN;
 			unclaim(top->disk, &mine);
 		}
 		if (r) {
@@ -276,7 +284,7 @@ static int save_timed(struct link *top, const struct effect *e, uint64_t first, 
 	return r;
 }
 
-/* Phase 1 with the policy for failures. Returns an error only if the guest is to have it. */
+/* Phase 1 with the policy for failures; OVERTAKEN. An error only if the guest is to have it. */
 static int preserve(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
 {
 	struct ff_disk *d = top->disk;
@@ -288,8 +296,8 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 		count = end - first;
 		r = d->store->cfg.cbw_timeout ? save_timed(top, e, first, end)
 		                              : save(top, e, first, end, &failed, &count);
-		if (!r)
-			return 0;
+		if (r >= 0)
+			return r;
 		if (d->store->cfg.policy == FF_BREAK_GUEST_WRITE) {
 			ff_error("%s: old data cannot be saved, the guest's write fails: %s",
 			         ff_image_path(top->img), strerror(-r));
@@ -377,8 +385,10 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 			r = lost_settled(d); /* what we did not save another thread may break */
 		if (r) {
 			atomic_fetch_sub(&saved->pins, 1);
-			return guest_error(r);
+			saved = NULL;
 		}
+		if (r < 0)
+			return guest_error(r);
 	}
 	r = change_source(c, done);
 	/* After the change: a freeze that does not see this has the change's times already. */
