@@ -201,6 +201,7 @@ static int hook_run(struct ff_image *img, uint64_t first, uint64_t n)
 		image_charge_back(img, cost);
 		return r;
 	}
+	atomic_store(&img->hooked, atomic_fetch_add(&img->writes, 1) + 1);
 	clustermap_set(&img->tables, first, n);
 	return 0;
 }

@@ -100,7 +100,10 @@ static int write_data(struct save *s)
 		host += end - i;
 		i = end + (end == i);
 	}
-	return r ? r : io_pwrite(sums_fd, s->sums, s->used * 8, qcow2_sum_offset(&img->l, s->host));
+	if (!r)
+		r = io_pwrite(sums_fd, s->sums, s->used * 8, qcow2_sum_offset(&img->l, s->host));
+	atomic_store(&img->sums_dirty, true);
+	return r;
 }
 
 /* Writes the L2 entries of all wanted pieces, or zeros in their stead. */
@@ -141,13 +144,15 @@ static int write_all(struct save *s, bool durable, bool *keep)
 
 	if (!r)
 		r = hook_tables(s);
-	if (r)
-		return r;
-	if (s->used)
+	if (!r && s->used)
 		r = image_refs_set(s->img, s->host, s->used);
 	if (r)
 		return r;
-	r = write_entries(s, false);
+	atomic_fetch_add(&s->img->writes, 1);
+	if (durable && s->used)
+		r = ff_image_flush(s->img);
+	if (!r)
+		r = write_entries(s, false);
 	atomic_fetch_add(&s->img->writes, 1);
 	if (!r && durable)
 		r = ff_image_flush(s->img);
@@ -218,6 +223,11 @@ int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bo
 		ff_put_be64(entries + i * 8, QCOW2_ZERO);
 	if (!r)
 		r = clustermap_reserve(&img->marks, first, count);
+	if (!r && durable) {
+		r = image_hook_tables(img, first, count);
+		if (!r)
+			r = image_flush_tables(img);
+	}
 	while (!r && done < count) {
 		struct save s = {
 		    .img = img,

@@ -161,42 +161,55 @@ static int sync_directory(struct ff_image *img)
 }
 
 /* *LOST: the failure is one that a second try cannot mend. */
+static int flush_sums(struct ff_image *img, bool *lost)
+{
+	int fd = -1, r = 0;
+
+	if (!atomic_exchange(&img->sums_dirty, false))
+		return 0;
+	if (atomic_load(&img->sums_fd) >= 0) {
+		r = io_fdatasync(atomic_load(&img->sums_fd));
+		*lost = r != 0;
+	} else if (!img->unlinked) {
+		/* a parked file is opened again; one that was never made has nothing to flush */
+		r = open_sums(img, &fd);
+		if (!r) {
+			r = io_fdatasync(fd);
+			*lost = r != 0;
+			close(fd);
+		} else if (r == -ENOENT || r == -EINVAL) {
+			r = 0;
+		}
+	}
+	if (r)
+		atomic_store(&img->sums_dirty, true);
+	return r;
+}
+
 static int flush_files(struct ff_image *img, bool *lost)
 {
-	int fd, sums = -1, r;
+	int fd, r;
 
 	*lost = false;
 	r = image_fd(img, &fd);
+	if (!r)
+		r = flush_sums(img, lost);
 	if (r)
 		return r;
-	/* a parked checksum file is opened again; one that was never made has nothing to flush */
-	if (atomic_load(&img->sums_fd) < 0 && !img->unlinked) {
-		r = open_sums(img, &sums);
-		if (r && r != -ENOENT && r != -EINVAL)
-			return r;
-		r = 0;
-		if (sums >= 0) {
-			r = io_fdatasync(sums);
-			close(sums);
-		}
-	} else if (atomic_load(&img->sums_fd) >= 0) {
-		r = io_fdatasync(atomic_load(&img->sums_fd));
-	}
-	if (!r)
-		r = io_fdatasync(fd);
+	r = io_fdatasync(fd);
+	*lost = r != 0;
 	if (!r && atomic_exchange(&img->sums_created, false)) {
 		r = sync_directory(img);
 		if (r)
 			atomic_store(&img->sums_created, true);
-		return r;
 	}
-	*lost = r != 0;
 	return r;
 }
 
-int ff_image_flush(struct ff_image *img)
+/* Until the group NEED of writes is durable. One thread flushes; what the others finished before it
+ * began goes along, the rest waits for the next turn. */
+static int flush_to(struct ff_image *img, uint64_t need)
 {
-	uint64_t need = atomic_load(&img->writes);
 	int r = 0;
 
 	pthread_mutex_lock(&img->flush_lock);
@@ -227,6 +240,16 @@ int ff_image_flush(struct ff_image *img)
 		r = img->flush_error;
 	pthread_mutex_unlock(&img->flush_lock);
 	return r;
+}
+
+int ff_image_flush(struct ff_image *img)
+{
+	return flush_to(img, atomic_load(&img->writes));
+}
+
+int image_flush_tables(struct ff_image *img)
+{
+	return flush_to(img, atomic_load(&img->hooked));
 }
 
 int ff_image_written_back(struct ff_image *img)

@@ -21,9 +21,12 @@
  *     data, checksums            into host clusters that nothing refers to
  *     refcounts                  now they are leaked, which is harmless
  *     first use of an L2 table   its refcount, then its L1 entry: an empty table is fine
+ *     (fdatasync)                if the save is to be durable
  *     L2 entries                 one pwrite for a contiguous run: now they are saved
  *     (fdatasync)                if the save is to be durable
  *     marks                      in memory
+ * Between two flushes any part may come to be on storage before the rest: the first sees to it that
+ * no entry is there before what it stands for, not even of a save that never came to its end.
  * A release goes the other way: L2 entries, refcounts, space. What a killed process leaks is put
  * right by the next load (qcow2_load.c).
  *
@@ -80,6 +83,8 @@ int image_new(int dirfd, const char *path, struct ff_image **out)
 	atomic_init(&img->fd, -1);
 	atomic_init(&img->sums_fd, -1);
 	atomic_init(&img->writes, 1); /* what was there before us may not be durable */
+	atomic_init(&img->hooked, 1);
+	atomic_init(&img->sums_dirty, true);
 	pthread_mutex_init(&img->fd_lock, NULL);
 	pthread_mutex_init(&img->head_lock, NULL);
 	pthread_mutex_init(&img->alloc_lock, NULL);

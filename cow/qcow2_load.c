@@ -10,8 +10,8 @@
  * A killed process may leave refcounts of clusters that nothing refers to, and a file that is
  * longer than needed (as does the release of its last clusters). Both are mended here: refcounts
  * are made to match the tables, the file is cut after its last cluster in use. (A refcount that is
- * too low is never left by a kill, only by a storage that lost writes; it is mended too, and the
- * checksums tell whether the data is there.)
+ * too low, or a refcount block that is not in the table, is never left by a kill, only by a storage
+ * that lost writes; it is mended too, and the checksums tell whether the data is there.)
  *
  * An entry that is cleared on the storage, or becomes "zeros", cannot be told from one that was
  * written so. A clean end therefore leaves a hash of all entries (session.c), which recovery
@@ -206,25 +206,33 @@ static int mend_piece(struct load *ld, uint64_t host, uint8_t *buf, bool *mended
 	return image_refs_write(img, host, CLUSTERMAP_CHUNK_BITS);
 }
 
-/* Every cluster in use must lie in a block that is entered; a kill leaves none that does not. */
-static int check_blocks(struct load *ld)
+/* Every cluster in use must lie in a block that is entered. A kill leaves none that does not; a
+ * loss of power may, of a save that had not come to its end. */
+static int enter_blocks(struct load *ld, bool *mended)
 {
 	struct ff_image *img = ld->img;
-	uint64_t at = 0;
+	uint64_t at = 0, per = img->l.per_block;
+	int r = 0;
 
-	while (at < img->l.capacity) {
-		bool used, there;
+	while (!r && at < img->l.capacity) {
+		bool used;
 		uint64_t run = clustermap_run(&img->refs, at, img->l.capacity - at, &used);
 		uint64_t end = at + run;
 
-		for (; used && at < end; at = (at / img->l.per_block + 1) * img->l.per_block) {
-			there = clustermap_test(&img->blocks, at / img->l.per_block);
-			if (!there)
-				return bad(ld, "refcount table entry", at / img->l.per_block);
+		for (; !r && used && at < end; at = (at / per + 1) * per) {
+			uint64_t b = at / per;
+
+			if (clustermap_test(&img->blocks, b))
+				continue;
+			*mended = true;
+			r = on_block(ld, b, (img->l.rb_first + b) * img->l.cluster_size);
+			if (!r)
+				r = image_hook_blocks(img, b, 1);
+			atomic_fetch_add(&img->allocated, QCOW2_TABLE_CHARGE);
 		}
 		at = end;
 	}
-	return 0;
+	return r;
 }
 
 /* Does the file have nothing in LEN bytes at OFF? *DATA: none before this, as far as is known. */
@@ -269,7 +277,7 @@ static int mend(struct load *ld)
 	uint64_t size = ld->next * img->l.cluster_size, data = 0;
 	struct stat st;
 	bool mended = false;
-	int r = check_blocks(ld);
+	int r = enter_blocks(ld, &mended);
 
 	if (!r)
 		r = mend_blocks(ld, &mended);

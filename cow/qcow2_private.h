@@ -51,7 +51,9 @@ struct ff_image {
 	atomic_uint_fast64_t allocated; /* bytes */
 
 	atomic_uint_fast64_t writes; /* counts finished groups of writes; see ff_image_flush() */
+	atomic_uint_fast64_t hooked; /* that of the group which the newest L1 entry belongs to */
 	atomic_bool sums_created;    /* the directory has an entry which is not durable yet */
+	atomic_bool sums_dirty;      /* written since their last flush began */
 	pthread_mutex_t flush_lock;  /* the fields below; not held during the flush itself */
 	pthread_cond_t flush_done;
 	bool flush_running;
@@ -71,6 +73,8 @@ int image_fd(struct ff_image *img, int *out);
 int image_sums_fd(struct ff_image *img, bool create, int *out);
 /* Opens it if it is there and right; silent if not. */
 void image_keep_sums(struct ff_image *img);
+/* Makes all L1 entries durable; at once, if they are. */
+int image_flush_tables(struct ff_image *img);
 /* Takes the lock that keeps QEMU off. */
 int image_lock(int fd, const char *path);
 
