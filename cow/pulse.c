@@ -102,7 +102,7 @@ int pulse_last(struct ff_store *s, int64_t *until)
 		return r;
 	}
 	text[got] = '\0';
-	if (got < LENGTH) /* the power failed while it was made */
+	if (got < LENGTH || text[0] == '\0') /* the power failed while it was made */
 		return 0;
 	then = strtoll(text, &end, 10);
 	if (end == text + LENGTH - 1 && *end == '\n') {
