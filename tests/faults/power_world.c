@@ -1,0 +1,502 @@
+/*
+ * Disks, writers and snapshots for the power loss test.
+ *
+ * Three disks are written in sectors, each with a content that tells which write it came from (its
+ * generation); a chunk of sectors belongs to one writer, so the writes of a sector have an order.
+ * `begun` is raised before a write, `done` after it, `synced` after an fsync: of a sector on
+ * storage nothing can be older than `synced` or newer than `begun`. The last disk changes its size;
+ * it is the first writer's alone. Small files are removed and replaced.
+ *
+ * The first writer makes, drops and renames snapshots too, and reads each right after it was made:
+ * what it reads is checked against the generations, and is what any later read must give.
+ *
+ * world_on_cut() notes what the test knows at the instant of the cut.
+ */
+#include "power_world.h"
+
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cow/io.h"
+#include "ff_util.h"
+
+void complain(struct world *w, const char *fmt, ...)
+{
+	va_list args;
+
+	if (w->violations++ >= 5)
+		return;
+	printf("  violation: ");
+	va_start(args, fmt);
+	vprintf(fmt, args);
+	va_end(args);
+	printf("\n");
+}
+
+static uint64_t mix(uint64_t x)
+{
+	x = (x ^ (x >> 31)) * UINT64_C(0x9e3779b97f4a7c15);
+	return x ^ (x >> 29);
+}
+
+void sector_fill(char *out, unsigned disk, unsigned sector, unsigned generation)
+{
+	uint64_t words[SECTOR / 8] = {UINT64_C(0xf1ee000000000000) | disk, sector, generation};
+
+	for (unsigned i = 3; i < FF_ARRAY_SIZE(words); i++)
+		words[i] = mix(mix(disk * 1000003u + sector) + generation * 977u + i);
+	memcpy(out, words, SECTOR);
+}
+
+int sector_read(const char *bytes, unsigned disk, unsigned sector)
+{
+	static const char zeros[SECTOR];
+	char want[SECTOR];
+	uint64_t generation;
+
+	if (memcmp(bytes, zeros, SECTOR) == 0)
+		return 0;
+	memcpy(&generation, bytes + 16, 8);
+	if (generation == 0 || generation > 255)
+		return -1;
+	sector_fill(want, disk, sector, (unsigned)generation);
+	return memcmp(bytes, want, SECTOR) == 0 ? (int)generation : -1;
+}
+
+bool zero_between(const struct sector *s, unsigned from, unsigned to)
+{
+	for (unsigned g = from; g <= to; g++)
+		if (atomic_load(&s->zero[g / 64]) >> (g % 64) & 1)
+			return true;
+	return false;
+}
+
+static void make_file(struct world *w, const char *name, unsigned disk, unsigned sectors,
+                      unsigned data)
+{
+	char path[200], bytes[SECTOR];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/%s", w->source, name);
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0644);
+	if (fd < 0 || ftruncate(fd, (off_t)sectors * SECTOR))
+		err(1, "%s", path);
+	for (unsigned i = 0; i < data; i++) {
+		sector_fill(bytes, disk, i, 1);
+		if (pwrite(fd, bytes, SECTOR, (off_t)i * SECTOR) != SECTOR)
+			err(1, "%s", path);
+	}
+	close(fd);
+}
+
+void world_begin(struct world *w)
+{
+	static const unsigned sizes[DISKS] = {512, 193, 256};
+	char name[16];
+
+	snprintf(w->source, sizeof w->source, "%s/source", w->root);
+	snprintf(w->fleece, sizeof w->fleece, "%s/fleece", w->root);
+	if (mkdir(w->source, 0755) || mkdir(w->fleece, 0700))
+		err(1, "%s", w->root);
+	for (unsigned d = 0; d < DISKS; d++) {
+		w->sizes[d] = sizes[d];
+		snprintf(name, sizeof name, "disk%u", d);
+		make_file(w, name, d, sizes[d], sizes[d] * 3 / 4);
+		for (unsigned i = 0; i < SECTORS; i++) {
+			struct sector *s = &w->sectors[d][i];
+
+			s->begun = s->done = s->synced = s->cut_begun = s->cut_synced = 1;
+			s->zero[0] = i < sizes[d] * 3 / 4 ? 0 : 2;
+		}
+	}
+	for (w->small_made = 0; w->small_made < SMALL; w->small_made++) {
+		snprintf(name, sizeof name, "small%u", w->small_made);
+		make_file(w, name, 10 + w->small_made, 20, 20);
+	}
+}
+
+static void forget_golden(struct snap_model *m)
+{
+	for (size_t i = 0; i < m->golden_count; i++)
+		free(m->golden[i].bytes);
+	free(m->golden);
+	m->golden = NULL;
+	m->golden_count = 0;
+}
+
+void world_end(struct world *w)
+{
+	for (unsigned i = 0; i < w->snap_count; i++)
+		forget_golden(&w->snaps[i]);
+}
+
+void world_on_cut(void *world)
+{
+	struct world *w = world;
+
+	for (unsigned d = 0; d < DISKS; d++)
+		for (unsigned i = 0; i < SECTORS; i++) {
+			struct sector *s = &w->sectors[d][i];
+
+			s->cut_synced = atomic_load(&s->synced);
+			s->cut_begun = atomic_load(&s->begun);
+		}
+	for (unsigned i = 0; i < SNAPS; i++) {
+		w->snaps[i].cut_renaming = atomic_load(&w->snaps[i].renaming);
+		w->snaps[i].cut_state = atomic_load(&w->snaps[i].state);
+	}
+	w->cut_active = w->active;
+}
+
+int world_open(struct world *w, bool durable)
+{
+	struct ff_store_config config = {
+	    .source_path = w->source,
+	    .fleece_path = w->one ? NULL : w->fleece,
+	    .cluster_size = w->cluster,
+	    .durable = durable,
+	};
+	int r;
+
+	w->source_fd = open(w->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (w->source_fd < 0)
+		err(1, "%s", w->source);
+	config.source_fd = w->source_fd;
+	w->durable = durable;
+	r = ff_store_open(&config, &w->store);
+	if (r)
+		close(w->source_fd);
+	w->active = !r;
+	return r;
+}
+
+void world_close(struct world *w)
+{
+	int r;
+
+	w->active = false;
+	r = ff_store_close(w->store);
+	if (r)
+		complain(w, "ff_store_close: %s", strerror(-r));
+	close(w->source_fd);
+}
+
+/* --- writers ---------------------------------------------------------------------------------- */
+
+struct writer {
+	struct world *w;
+	unsigned number;
+	struct emu_rng rng;
+	int fds[DISKS];
+	struct ff_disk *disks[DISKS];
+	pthread_t thread;
+};
+
+static bool owns(const struct writer *t, unsigned disk, unsigned sector)
+{
+	if (disk == DISKS - 1)
+		return t->number == 0;
+	return sector / CHUNK % t->w->threads == t->number;
+}
+
+/* Raises the generations of what is about to be written. False: they are used up. */
+static bool begin(struct world *w, unsigned disk, unsigned first, unsigned n, bool zero)
+{
+	for (unsigned i = first; i < first + n; i++)
+		if (atomic_load(&w->sectors[disk][i].begun) >= GENERATIONS)
+			return false;
+	for (unsigned i = first; i < first + n; i++) {
+		struct sector *s = &w->sectors[disk][i];
+		unsigned g = atomic_load(&s->begun) + 1u;
+
+		if (zero)
+			atomic_fetch_or(&s->zero[g / 64], UINT64_C(1) << (g % 64));
+		atomic_store(&s->begun, (uint8_t)g);
+	}
+	return true;
+}
+
+static void end(struct world *w, unsigned disk, unsigned first, unsigned n)
+{
+	for (unsigned i = first; i < first + n; i++)
+		atomic_store(&w->sectors[disk][i].done, atomic_load(&w->sectors[disk][i].begun));
+}
+
+static void change(struct writer *t, unsigned disk, const struct ff_change *how, unsigned first,
+                   unsigned n)
+{
+	struct ff_change c = *how;
+	size_t done;
+	int r;
+
+	c.fd = t->fds[disk];
+	r = ff_disk_change(t->disks[disk], &c, &done);
+	if (r)
+		complain(t->w, "a change of disk%u fails: %s", disk, strerror(-r));
+	end(t->w, disk, first, n);
+}
+
+static void write_some(struct writer *t)
+{
+	struct world *w = t->w;
+	unsigned disk = emu_random(&t->rng, DISKS), n = 1 + emu_random(&t->rng, CHUNK);
+	unsigned first, most = disk == DISKS - 1 ? SECTORS / 2 : w->sizes[disk];
+	char bytes[64 * SECTOR];
+	bool zero = emu_random(&t->rng, 8) == 0;
+
+	if (disk == DISKS - 1 && t->number)
+		disk = 0, most = w->sizes[0];
+	if (w->threads == 1 && emu_random(&t->rng, 4) == 0)
+		n = 1 + emu_random(&t->rng, 64);
+	first = emu_random(&t->rng, most);
+	if (emu_random(&t->rng, 2))
+		first = first % 64; /* some more often */
+	n = FF_MIN(n, most - first);
+	for (unsigned i = 0; i < n; i++)
+		if (!owns(t, disk, first + i))
+			n = i;
+	if (!n || !begin(w, disk, first, n, zero))
+		return;
+	for (unsigned i = 0; i < n && !zero; i++)
+		sector_fill(bytes + (size_t)i * SECTOR, disk, first + i,
+		            atomic_load(&w->sectors[disk][first + i].begun));
+	change(t, disk,
+	       zero ? &(struct ff_change){.kind = FF_FALLOCATE,
+	                                  .off = (off_t)first * SECTOR,
+	                                  .len = (size_t)n * SECTOR,
+	                                  .mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE}
+	            : &(struct ff_change){.kind = FF_WRITE,
+	                                  .off = (off_t)first * SECTOR,
+	                                  .len = (size_t)n * SECTOR,
+	                                  .buf = bytes},
+	       first, n);
+}
+
+/* Changes the last disk's size: what is beyond is zeros from then on. */
+static void resize(struct writer *t)
+{
+	unsigned size = emu_random(&t->rng, SECTORS / 2 + 1);
+
+	if (begin(t->w, DISKS - 1, size, SECTORS - size, true))
+		change(t, DISKS - 1,
+		       &(struct ff_change){.kind = FF_TRUNCATE, .off = (off_t)size * SECTOR}, size,
+		       SECTORS - size);
+}
+
+static void guest_sync(struct writer *t)
+{
+	struct world *w = t->w;
+	unsigned disk = emu_random(&t->rng, DISKS);
+	uint8_t done[SECTORS];
+	int r;
+
+	for (unsigned i = 0; i < SECTORS; i++)
+		done[i] = atomic_load(&w->sectors[disk][i].done);
+	r = ff_disk_sync(t->disks[disk], t->fds[disk], emu_random(&t->rng, 2));
+	if (r)
+		complain(w, "a sync of disk%u fails: %s", disk, strerror(-r));
+	for (unsigned i = 0; i < SECTORS; i++) {
+		_Atomic uint8_t *synced = &w->sectors[disk][i].synced;
+		uint8_t now = atomic_load(synced);
+
+		while (now < done[i] && !atomic_compare_exchange_weak(synced, &now, done[i]))
+			;
+	}
+}
+
+/* --- names and snapshots ---------------------------------------------------------------------- */
+
+static void change_small(struct writer *t)
+{
+	struct world *w = t->w;
+	char a[16], b[16];
+	int r, fd;
+
+	snprintf(a, sizeof a, "small%u", emu_random(&t->rng, w->small_made));
+	snprintf(b, sizeof b, "small%u", emu_random(&t->rng, w->small_made));
+	switch (emu_random(&t->rng, 4)) {
+	case 0:
+		r = ff_store_unlink(w->store, w->source_fd, a);
+		break;
+	case 1:
+		r = ff_store_rename(w->store, w->source_fd, a, w->source_fd, b, 0);
+		break;
+	case 2:
+		r = ff_store_rename(w->store, w->source_fd, a, w->source_fd, b, RENAME_EXCHANGE);
+		break;
+	default:
+		if (w->small_made == 30)
+			return;
+		snprintf(a, sizeof a, "small%u", w->small_made++);
+		ff_store_change_begin(w->store);
+		r = io_openat(w->source_fd, a, O_RDWR | O_CREAT | O_EXCL, 0600, &fd);
+		if (!r) {
+			char bytes[SECTOR];
+
+			sector_fill(bytes, 10 + w->small_made - 1, 0, 1);
+			r = io_pwrite(fd, bytes, SECTOR, 0);
+			close(fd);
+		}
+		ff_store_change_end(w->store);
+	}
+	if (r && r != -ENOENT)
+		complain(w, "a change of %s fails: %s", a, strerror(-r));
+}
+
+static struct snap_model *pick(struct writer *t)
+{
+	struct world *w = t->w;
+
+	for (unsigned i = 0, at = emu_random(&t->rng, SNAPS); i < SNAPS; i++, at = (at + 1) % SNAPS)
+		if (atomic_load(&w->snaps[at].state) == SNAP_THERE)
+			return &w->snaps[at];
+	return NULL;
+}
+
+static unsigned alive(const struct world *w)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < w->snap_count; i++)
+		n += atomic_load(&w->snaps[i].state) == SNAP_THERE;
+	return n;
+}
+
+static void make_snap(struct writer *t)
+{
+	struct world *w = t->w;
+	struct snap_model *m = &w->snaps[w->snap_count];
+	int r;
+
+	if (w->snap_count == SNAPS || alive(w) == ALIVE)
+		return;
+	snprintf(m->name, sizeof m->name, "s%u", w->snap_count++);
+	m->durable = w->durable;
+	m->losses = w->losses;
+	for (unsigned d = 0; d < DISKS; d++)
+		for (unsigned i = 0; i < SECTORS; i++)
+			m->lowest[d][i] = atomic_load(&w->sectors[d][i].done);
+	atomic_store(&m->state, SNAP_MAKING);
+	r = ff_store_freeze(w->store, m->name, 0);
+	for (unsigned d = 0; d < DISKS; d++)
+		for (unsigned i = 0; i < SECTORS; i++)
+			m->highest[d][i] = atomic_load(&w->sectors[d][i].begun);
+	if (r) {
+		complain(w, "mkdir of %s fails: %s", m->name, strerror(-r));
+		atomic_store(&m->state, SNAP_GONE);
+		return;
+	}
+	atomic_store(&m->state, SNAP_THERE);
+	check_golden(w, m);
+}
+
+static void drop_snap_of(struct writer *t)
+{
+	struct snap_model *m = pick(t);
+	int r;
+
+	if (!m)
+		return;
+	atomic_store(&m->state, SNAP_DROPPING);
+	r = ff_store_drop(t->w->store, m->name);
+	if (r)
+		complain(t->w, "rmdir of %s fails: %s", m->name, strerror(-r));
+	atomic_store(&m->state, SNAP_GONE);
+}
+
+static void rename_snap(struct writer *t)
+{
+	struct snap_model *m = pick(t);
+	int r;
+
+	if (!m || atomic_load(&m->renaming))
+		return; /* once each */
+	snprintf(m->to, sizeof m->to, "%.10s-new", m->name);
+	atomic_store(&m->renaming, 1);
+	r = ff_store_rename_snap(t->w->store, m->name, m->to);
+	if (r)
+		complain(t->w, "rename of %s fails: %s", m->name, strerror(-r));
+	atomic_store(&m->renaming, 2);
+	memcpy(m->name, m->to, sizeof m->name);
+}
+
+static void first_writers_turn(struct writer *t)
+{
+	unsigned what = emu_random(&t->rng, 40);
+
+	if (what < 6)
+		make_snap(t);
+	else if (what < 9)
+		drop_snap_of(t);
+	else if (what < 10)
+		rename_snap(t);
+	else if (what < 13)
+		change_small(t);
+	else if (what < 15)
+		resize(t);
+	else if (what < 18)
+		guest_sync(t);
+	else if (what < 19)
+		ff_store_pulse(t->w->store);
+	else
+		write_some(t);
+	atomic_fetch_add(&t->w->turn, 1);
+}
+
+static void *run(void *arg)
+{
+	struct writer *t = arg;
+
+	while (!emu_is_cut() && atomic_load(&t->w->turn) < t->w->ops) {
+		if (t->number == 0)
+			first_writers_turn(t);
+		else if (emu_random(&t->rng, 10) == 0)
+			guest_sync(t);
+		else
+			write_some(t);
+	}
+	return NULL;
+}
+
+void world_work(struct world *w, struct emu_rng *rng)
+{
+	struct writer writers[4] = {0};
+
+	atomic_store(&w->turn, 0);
+	for (unsigned i = 0; i < w->threads; i++) {
+		struct writer *t = &writers[i];
+
+		t->w = w;
+		t->number = i;
+		t->rng.state = rng->state + i * 7919u;
+		emu_random(&t->rng, 2);
+		for (unsigned d = 0; d < DISKS; d++) {
+			char name[16];
+			int r;
+
+			snprintf(name, sizeof name, "disk%u", d);
+			t->fds[d] = openat(w->source_fd, name, O_RDWR | O_CLOEXEC);
+			r = ff_disk_get(w->store, t->fds[d], &t->disks[d]);
+			if (r)
+				errx(1, "%s: %s", name, strerror(-r));
+		}
+	}
+	emu_random(rng, 2);
+	for (unsigned i = 1; i < w->threads; i++)
+		pthread_create(&writers[i].thread, NULL, run, &writers[i]);
+	run(&writers[0]);
+	for (unsigned i = 1; i < w->threads; i++)
+		pthread_join(writers[i].thread, NULL);
+	for (unsigned i = 0; i < w->threads; i++)
+		for (unsigned d = 0; d < DISKS; d++) {
+			ff_disk_put(writers[i].disks[d]);
+			close(writers[i].fds[d]);
+		}
+}
