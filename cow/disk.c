@@ -140,6 +140,28 @@ struct ff_disk *disk_peek(struct ff_store *s, dev_t dev, ino_t ino)
 	return d;
 }
 
+static _Atomic uint64_t *forgotten_word(struct ff_store *s, ino_t ino, uint64_t *bit)
+{
+	uint64_t hash = ino * UINT64_C(0x9e3779b97f4a7c15);
+
+	*bit = UINT64_C(1) << (hash >> 58);
+	return &s->forgotten[(hash >> 50) % FORGOTTEN_WORDS];
+}
+
+bool disk_was_forgotten(const struct ff_disk *d)
+{
+	uint64_t bit;
+	_Atomic uint64_t *word = forgotten_word(d->store, d->id.ino, &bit);
+
+	return atomic_load(word) & bit;
+}
+
+void disk_forget_none(struct ff_store *s)
+{
+	for (size_t i = 0; i < FORGOTTEN_WORDS; i++)
+		atomic_store(&s->forgotten[i], 0);
+}
+
 void disk_ref(struct ff_disk *d)
 {
 	FF_GUARD(&d->store->disks_lock);
@@ -161,6 +183,13 @@ void disk_unref(struct ff_disk *d)
 		while (*at != d)
 			at = &(*at)->next;
 		*at = d->next;
+	}
+	if (atomic_load(&d->touched) == atomic_load(&s->epoch)) {
+		uint64_t bit;
+		_Atomic uint64_t *word = forgotten_word(s, d->id.ino, &bit);
+
+		/* a freeze that has looked at the file before that must look again */
+		atomic_fetch_or(word, bit);
 	}
 	pthread_mutex_unlock(&s->disks_lock);
 	disk_free(d);

@@ -36,7 +36,7 @@
 #include "cow/tree.h"
 #include "ff_store.h"
 
-enum { DISK_BUCKETS = 16384 };
+enum { DISK_BUCKETS = 16384, FORGOTTEN_WORDS = 256 };
 
 /* Identity of a source: the inode, told from a later one of the same number by its birth time. */
 struct identity {
@@ -160,6 +160,9 @@ struct ff_store {
 	int64_t pulse_time;
 	bool pulse_failed;
 	atomic_uint epoch; /* raised by each freeze before it looks at the sources */
+	/* A bit for each hash of an inode number: a disk object that said `touched` of this epoch
+	 * may have been freed. Cleared before the epoch rises; set within disks_lock. */
+	_Atomic uint64_t forgotten[FORGOTTEN_WORDS];
 	pthread_mutex_t disks_lock;
 	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
 	pthread_mutex_t space_lock;          /* the next three; a leaf */
@@ -174,6 +177,11 @@ bool identity_same(const struct identity *a, const struct identity *b);
 /* The disk with this identity, made if MAKE; a reference. -ENOENT. */
 int disk_find(struct ff_store *s, const struct identity *id, bool make, struct ff_disk **out);
 void disk_ref(struct ff_disk *d);
+/* Of a disk that is referred to: may an object of it have been freed, in this epoch, that was
+ * touched in it? */
+bool disk_was_forgotten(const struct ff_disk *d);
+/* Before the epoch rises. */
+void disk_forget_none(struct ff_store *s);
 void disk_unref(struct ff_disk *d);
 /* A descriptor to read the source with, owned by the disk. */
 int disk_source(struct ff_disk *d, int *fd);

@@ -274,6 +274,10 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 		return -ENOMEM;
 	}
 	snap->links[number] = l;
+	/* From here on the disk stays in the table. Who wrote to it and closed it before that,
+	 * after the walk, has left no trace but this. */
+	if (disk_was_forgotten(l->disk))
+		atomic_store(&l->disk->touched, atomic_load(&f->store->epoch));
 	if (f->store->cfg.durable)
 		atomic_store(&l->disk->durable, true);
 	if (atomic_load(&l->disk->has_aside))
@@ -327,6 +331,7 @@ static int prepare(struct freeze *f, unsigned *epoch)
 	struct ff_snap *snap = f->snap;
 	int r;
 
+	disk_forget_none(f->store);
 	*epoch = atomic_fetch_add(&f->store->epoch, 1) + 1;
 	r = walk(f, true, &snap->tree);
 	if (r)
