@@ -235,6 +235,33 @@ static int read_odd(struct maker *m, struct ff_snap *snap, unsigned i, struct od
 	return odd_decode(buf, size, out);
 }
 
+/* A view is wrong: is it so for good, or was it only what was read first? */
+static void look_closer(struct maker *m, struct ff_snap *snap, struct place *pl)
+{
+	struct shape *s = &m->p->shape;
+	bool in_b;
+
+	for (unsigned k = 0; k < s->disks; k++) {
+		uint64_t size = disk_size(s, k), at;
+		uint8_t *first = malloc(size);
+
+		if (!first)
+			return;
+		memcpy(first, m->disks[k], size);
+		if (read_disk(m, snap, k, &in_b) == 0)
+			for (at = 0; at < size; at += 512)
+				if (memcmp(first + at, m->disks[k] + at, 512) != 0)
+					fprintf(
+					    stderr,
+					    "%s: disk %u, sector at %llu: write %llu is now %llu\n",
+					    pl->name, k, (unsigned long long)at,
+					    (unsigned long long)*(uint64_t *)(void *)(first + at),
+					    (unsigned long long)*(uint64_t *)(void *)(m->disks[k] +
+					                                              at));
+		free(first);
+	}
+}
+
 /* The first look at a view: is it right? */
 static int check_new(struct maker *m, struct place *pl, struct ff_snap *snap,
                      const uint64_t *before, const uint64_t *after)
@@ -259,8 +286,10 @@ static int check_new(struct maker *m, struct place *pl, struct ff_snap *snap,
 		snprintf(why, sizeof why, "names, sizes and holes are of no one moment");
 	if (!r)
 		r = view_check(&p->shape, m->disks, before, after, why, sizeof why);
-	if (r)
+	if (r) {
 		fprintf(stderr, "%s: %s\n", pl->name, why);
+		look_closer(m, snap, pl);
+	}
 	free(state);
 	return r;
 }

@@ -57,9 +57,10 @@ static int check_slot(const struct shape *s, uint8_t *const *disks, unsigned t, 
 		;
 	snprintf(why, why_len,
 	         "disk %u, writer %u, slot %u at %llu: must be write %llu, byte %u of %u differs; "
-	         "the record begins as write %llu",
+	         "the record begins as write %llu and ends as write %llu",
 	         k, t, slot, (unsigned long long)record_offset(s, t, k, slot),
-	         (unsigned long long)n, i, record_size(k), (unsigned long long)stamp(got));
+	         (unsigned long long)n, i, record_size(k), (unsigned long long)stamp(got),
+	         (unsigned long long)stamp(got + record_size(k) - sizeof(struct unit)));
 	return -EIO;
 }
 
