@@ -149,8 +149,8 @@ static int write_all(struct save *s, bool durable, bool *keep)
 	if (r)
 		return r;
 	atomic_fetch_add(&s->img->writes, 1);
-	if (durable && s->used)
-		r = ff_image_flush(s->img);
+	if (durable)
+		r = s->used ? ff_image_flush(s->img) : image_flush_tables(s->img);
 	if (!r)
 		r = write_entries(s, false);
 	atomic_fetch_add(&s->img->writes, 1);

@@ -99,6 +99,7 @@ static void make_file(struct world *w, const char *name, unsigned disk, unsigned
 void world_begin(struct world *w)
 {
 	static const unsigned sizes[DISKS] = {512, 193, 256};
+	unsigned data;
 	char name[16];
 
 	snprintf(w->source, sizeof w->source, "%s/source", w->root);
@@ -108,12 +109,13 @@ void world_begin(struct world *w)
 	for (unsigned d = 0; d < DISKS; d++) {
 		w->sizes[d] = sizes[d];
 		snprintf(name, sizeof name, "disk%u", d);
-		make_file(w, name, d, sizes[d], sizes[d] * 3 / 4);
+		data = d == 1 ? 0 : sizes[d] * 3 / 4; /* one is a hole: saves without data */
+		make_file(w, name, d, sizes[d], data);
 		for (unsigned i = 0; i < SECTORS; i++) {
 			struct sector *s = &w->sectors[d][i];
 
 			s->begun = s->done = s->synced = s->cut_begun = s->cut_synced = 1;
-			s->zero[0] = i < sizes[d] * 3 / 4 ? 0 : 2;
+			s->zero[0] = i < data ? 0 : 2;
 		}
 	}
 	for (w->small_made = 0; w->small_made < SMALL; w->small_made++) {
