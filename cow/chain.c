@@ -268,16 +268,28 @@ static int set_backing(struct link *l, struct link *newer, const char *path)
 
 int link_set_backing(struct link *l, struct link *newer)
 {
-	if (newer)
-		return set_backing(l, newer, NULL);
-	FF_GUARD(&l->disk->store->paths);
-	return l->disk->path ? set_backing(l, NULL, l->disk->path) : 0;
+	struct ff_disk *d = l->disk;
+	int r = 0;
+
+	disk_use(d);
+	if (newer) {
+		r = set_backing(l, newer, NULL);
+	} else {
+		FF_GUARD(&d->store->paths);
+		if (d->path)
+			r = set_backing(l, NULL, d->path);
+	}
+	disk_unuse(d);
+	return r;
 }
 
 void disk_repath(struct ff_disk *d)
 {
 	struct link *top = atomic_load(&d->top);
 
-	if (top && d->path)
-		set_backing(top, NULL, d->path);
+	if (!top || !d->path)
+		return;
+	disk_use(d);
+	set_backing(top, NULL, d->path);
+	disk_unuse(d);
 }

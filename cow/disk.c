@@ -8,7 +8,11 @@
  * SOURCE was changed behind the mount, because a disk that a snapshot needs is never unlinked.
  *
  * Descriptors: path_fd pins the inode from the first handle on; source_fd is opened from it, or by
- * the disk's path, when old data or a frozen view is first read. Both stay until the disk goes.
+ * the disk's path, when old data or a frozen view is first read. Both stay until the disk goes,
+ * and so do those of its images, as long as descriptors are plenty. New ones have the lowest free
+ * number: one whose number is above half of what the process may have is a sign that they are not,
+ * and is closed when nobody uses the disk. So what is kept for disks and images that nobody uses is
+ * at most half of the limit, whatever their number.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -195,6 +199,41 @@ void disk_unref(struct ff_disk *d)
 	disk_free(d);
 }
 
+void disk_use(struct ff_disk *d)
+{
+	FF_GUARD(&d->store->disks_lock);
+	d->users++;
+}
+
+enum { CLOSED_AT_ONCE = 64 };
+
+static void take_high(struct ff_store *s, _Atomic int *fd, int *out, size_t *n)
+{
+	if (atomic_load(fd) >= s->many_fds && *n < CLOSED_AT_ONCE)
+		out[(*n)++] = atomic_exchange(fd, -1);
+}
+
+void disk_unuse(struct ff_disk *d)
+{
+	struct ff_store *s = d->store;
+	int fds[CLOSED_AT_ONCE];
+	size_t n = 0;
+
+	pthread_mutex_lock(&s->chain);
+	pthread_mutex_lock(&s->disks_lock);
+	/* A job that nobody waits for any more may use any of them. */
+	if (--d->users == 0 && atomic_load(&s->late) == 0 && atomic_load(&d->top)) {
+		take_high(s, &d->path_fd, fds, &n);
+		take_high(s, &d->source_fd, fds, &n);
+		for (struct link *l = atomic_load(&d->top); l; l = l->older)
+			n += ff_image_take_fds(l->img, s->many_fds, fds + n, CLOSED_AT_ONCE - n);
+	}
+	pthread_mutex_unlock(&s->disks_lock);
+	pthread_mutex_unlock(&s->chain);
+	while (n > 0)
+		close(fds[--n]);
+}
+
 int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 {
 	struct identity id;
@@ -209,6 +248,7 @@ int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 	r = disk_find(store, &id, true, &d);
 	if (r)
 		return r;
+	disk_use(d);
 	if (atomic_load(&d->path_fd) < 0) {
 		FF_GUARD(&d->fd_lock);
 		if (atomic_load(&d->path_fd) < 0) {
@@ -218,7 +258,7 @@ int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 		}
 	}
 	if (r) {
-		disk_unref(d);
+		ff_disk_put(d);
 		return r;
 	}
 	guard_add(store, fd);
@@ -228,6 +268,7 @@ int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 
 void ff_disk_put(struct ff_disk *disk)
 {
+	disk_unuse(disk);
 	disk_unref(disk);
 }
 

@@ -337,6 +337,7 @@ static int begin(struct collect *c, struct link *const *links, size_t count)
 		return -ENOMEM;
 	for (size_t i = 0; i < c->count; i++) {
 		disk_ref(c->links[i]->disk);
+		disk_use(c->links[i]->disk);
 		c->disks[i] = c->links[i]->disk;
 	}
 	return r;
@@ -351,8 +352,10 @@ static void let_go(struct collect *c)
 static void finish(struct collect *c)
 {
 	for (size_t i = 0; c->disks && i < c->count; i++)
-		if (c->disks[i])
+		if (c->disks[i]) {
+			disk_unuse(c->disks[i]);
 			disk_unref(c->disks[i]);
+		}
 	free(c->links);
 	free(c->saves);
 	free(c->disks);

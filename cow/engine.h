@@ -87,6 +87,7 @@ struct ff_disk {
 	struct identity id;
 	struct ff_disk *next;       /* lock: disks */
 	unsigned refs;              /* lock: disks; handles, readers and links */
+	unsigned users;             /* lock: disks; see disk_use() */
 	bool stale;                 /* lock: disks; the inode is gone, no longer in the table */
 	struct link *_Atomic top;   /* written within the closed barrier */
 	atomic_uint touched;        /* the store's epoch as read after the latest change */
@@ -159,6 +160,7 @@ struct ff_store {
 	int pulse_fd;
 	int64_t pulse_time;
 	bool pulse_failed;
+	int many_fds;      /* constant; descriptors from this number on are not kept when idle */
 	atomic_uint epoch; /* raised by each freeze before it looks at the sources */
 	/* A bit for each hash of an inode number: a disk object that said `touched` of this epoch
 	 * may have been freed. Cleared before the epoch rises; set within disks_lock. */
@@ -177,6 +179,11 @@ bool identity_same(const struct identity *a, const struct identity *b);
 /* The disk with this identity, made if MAKE; a reference. -ENOENT. */
 int disk_find(struct ff_store *s, const struct identity *id, bool make, struct ff_disk **out);
 void disk_ref(struct ff_disk *d);
+/* Who uses the disk's descriptors, or those of the images in its chain, is one of its users: a
+ * handle, a reader, and any other call for its length. The last to leave closes those that have
+ * high numbers. The caller has a reference. disk_unuse(): chain lock not held. */
+void disk_use(struct ff_disk *d);
+void disk_unuse(struct ff_disk *d);
 /* Of a disk that is referred to: may an object of it have been freed, in this epoch, that was
  * touched in it? */
 bool disk_was_forgotten(const struct ff_disk *d);

@@ -413,8 +413,11 @@ static int flip(struct freeze *f, unsigned epoch)
 		return r;
 	}
 	for (uint32_t i = 0; i < count && !r; i++)
-		if (atomic_load(&snap->links[i]->disk->touched) == epoch)
+		if (atomic_load(&snap->links[i]->disk->touched) == epoch) {
+			disk_use(snap->links[i]->disk);
 			r = look_again(f, i);
+			disk_unuse(snap->links[i]->disk);
+		}
 	if (!r) {
 		FF_GUARD(&f->store->chain);
 		for (uint32_t i = 0; i < count; i++) {

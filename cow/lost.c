@@ -147,7 +147,11 @@ static int record(struct link *l, bool hangs)
 int lost_record(struct link *l, bool hangs)
 {
 	struct ff_disk *d = l->disk;
-	int r = record(l, hangs);
+	int r;
+
+	disk_use(d);
+	r = record(l, hangs);
+	disk_unuse(d);
 
 	FF_GUARD(&d->claim_lock);
 	d->recording--;

@@ -279,6 +279,19 @@ void ff_image_park(struct ff_image *img)
 		close_files(img);
 }
 
+size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room)
+{
+	size_t n = 0;
+
+	if (atomic_load(&img->unlinked))
+		return 0;
+	if (n < room && atomic_load(&img->fd) >= lowest)
+		out[n++] = atomic_exchange(&img->fd, -1);
+	if (n < room && atomic_load(&img->sums_fd) >= lowest)
+		out[n++] = atomic_exchange(&img->sums_fd, -1);
+	return n;
+}
+
 const struct ff_image_desc *ff_image_desc(const struct ff_image *img)
 {
 	return &img->desc;

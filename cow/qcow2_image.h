@@ -62,6 +62,10 @@ int ff_image_unlink(struct ff_image *img);
 /* Closes the descriptors until they are needed again. No other thread may use IMG meanwhile. */
 void ff_image_park(struct ff_image *img);
 
+/* Takes up to ROOM (of two) descriptors, of those that have LOWEST or a higher number, for the
+ * caller to close: how many. They are opened again when needed. No other thread may use IMG. */
+size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room);
+
 const struct ff_image_desc *ff_image_desc(const struct ff_image *img);
 const char *ff_image_path(const struct ff_image *img);
 /* Number of guest clusters, the last one perhaps partial. */

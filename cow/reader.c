@@ -60,6 +60,7 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	rd->inode = f;
 	rd->link = l;
 	pthread_mutex_init(&rd->kept_lock, NULL);
+	disk_use(l->disk);
 	snap->readers++;
 	snap->unflushed_readers++;
 	*out = rd;
@@ -81,6 +82,7 @@ void ff_reader_close(struct ff_reader *rd)
 	struct ff_snap *snap = rd->snap;
 
 	ff_reader_flushed(rd);
+	disk_unuse(rd->link->disk); /* which the link keeps, as this reader does the link */
 	pthread_mutex_lock(&snap->lock);
 	snap->readers--;
 	pthread_cond_broadcast(&snap->idle);

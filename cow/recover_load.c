@@ -127,6 +127,7 @@ static int load_all(struct recovery *rc, struct fleece_dir *dir, struct ff_snap 
 			}
 			if (r)
 				break;
+			ff_image_park(f.img); /* there may be more than descriptors */
 			desc = ff_image_desc(f.img);
 			f.ino = desc->disk_ino;
 			f.btime_sec = desc->disk_btime_sec;
@@ -184,6 +185,7 @@ static int take_images(struct recovery *rc, struct ff_snap *snap, const struct m
 		if (r && !is_lost(r))
 			return r;
 		if (r == 0) {
+			ff_image_park(f.img);
 			desc = ff_image_desc(f.img);
 			f.durable = desc->durable;
 			if (desc->seq != f.seq || desc->disk_ino != f.ino ||

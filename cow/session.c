@@ -349,7 +349,9 @@ static int add_line(struct ff_disk *d, void *ctx)
 
 	if (!chain_wanted(d)) /* it may even be gone */
 		return 0;
+	disk_use(d);
 	r = disk_stat(d, &st);
+	disk_unuse(d);
 	if (r) {
 		ff_error("inode %llu: cannot look at the source: %s", (unsigned long long)d->id.ino,
 		         strerror(-r));
@@ -373,12 +375,15 @@ static int has_chain(struct ff_disk *d, void *ctx)
  * syncfs alone may be another file's, or pass. */
 static int lost_pages(struct ff_disk *d, void *ctx)
 {
-	int fd, r = disk_source(d, &fd);
+	int fd, r;
 
+	disk_use(d);
+	r = disk_source(d, &fd);
 	if (!r)
 		r = io_writeback_error(fd);
 	for (struct link *l = atomic_load(&d->top); l && !r; l = l->older)
 		r = ff_image_written_back(l->img);
+	disk_unuse(d);
 	return r;
 }
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <libqcow.h>
 #include <xxhash.h>
@@ -276,6 +277,7 @@ static void store_free(struct ff_store *s)
 int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 {
 	struct ff_store *s = calloc(1, sizeof *s);
+	struct rlimit rl;
 	int r;
 
 	if (!s)
@@ -283,6 +285,9 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = s->pulse_fd = s->source_lock_fd =
 	    -1;
 	init_locks(s);
+	s->many_fds = getrlimit(RLIMIT_NOFILE, &rl) == 0 && rl.rlim_cur / 2 < INT_MAX
+	                  ? (int)(rl.rlim_cur / 2)
+	                  : INT_MAX;
 	r = copy_config(s, config);
 	if (!r)
 		r = barrier_new(&s->writes);
