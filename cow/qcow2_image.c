@@ -190,6 +190,18 @@ static int give_name(int dirfd, const char *path)
 	return r == -ENOENT ? io_renameat(dirfd, NAMES_UNFINISHED, dirfd, path, 0) : r;
 }
 
+/* One that could not be removed when it failed must not fail all that come after it. */
+static int open_unfinished(int dirfd, mode_t mode, int *out)
+{
+	const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
+	int r = io_openat(dirfd, NAMES_UNFINISHED, flags, mode, out);
+
+	if (r != -EEXIST)
+		return r;
+	r = io_unlinkat(dirfd, NAMES_UNFINISHED, 0);
+	return r ? r : io_openat(dirfd, NAMES_UNFINISHED, flags, mode, out);
+}
+
 int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_image_desc *desc,
                     const char *backing, const char *backing_format, struct ff_image **out)
 {
@@ -207,8 +219,7 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
 	img->mode = mode & 0777;
 	r = image_setup(img, &head, &l);
 	if (!r)
-		r = io_openat(dirfd, NAMES_UNFINISHED, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW,
-		              img->mode, &fd);
+		r = open_unfinished(dirfd, img->mode, &fd);
 	if (r) {
 		ff_image_free(img);
 		return r;
