@@ -266,12 +266,19 @@ static int set_backing(struct link *l, struct link *newer, const char *path)
 	return r;
 }
 
+void link_pin(struct link *l)
+{
+	FF_GUARD(&l->disk->store->chain);
+	atomic_fetch_add(&l->pins, 1);
+}
+
 int link_set_backing(struct link *l, struct link *newer)
 {
 	struct ff_disk *d = l->disk;
 	int r = 0;
 
 	disk_use(d);
+	link_pin(l);
 	if (newer) {
 		r = set_backing(l, newer, NULL);
 	} else {
@@ -279,6 +286,7 @@ int link_set_backing(struct link *l, struct link *newer)
 		if (d->path)
 			r = set_backing(l, NULL, d->path);
 	}
+	atomic_fetch_sub(&l->pins, 1);
 	disk_unuse(d);
 	return r;
 }

@@ -12,7 +12,10 @@
  * and so do those of its images, as long as descriptors are plenty. New ones have the lowest free
  * number: one whose number is above half of what the process may have is a sign that they are not,
  * and is closed when nobody uses the disk. So what is kept for disks and images that nobody uses is
- * at most half of the limit, whatever their number.
+ * at most half of the limit, whatever their number. Of a disk that is in use, the newest image is
+ * what its writers need; when descriptors are scarce, the others are closed as well, by the next
+ * freeze, drop or reader that ends: no reader is in the barrier `reads` then, and whoever else uses
+ * an image that is not the newest has its link pinned.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -205,7 +208,7 @@ void disk_use(struct ff_disk *d)
 	d->users++;
 }
 
-enum { CLOSED_AT_ONCE = 64 };
+enum { CLOSED_AT_ONCE = 64, READS_WAIT_MS = 200 };
 
 static void take_high(struct ff_store *s, _Atomic int *fd, int *out, size_t *n)
 {
@@ -232,6 +235,46 @@ void disk_unuse(struct ff_disk *d)
 	pthread_mutex_unlock(&s->chain);
 	while (n > 0)
 		close(fds[--n]);
+}
+
+/* The next descriptor will have the lowest number that is free. */
+bool disk_fds_scarce(const struct ff_store *s)
+{
+	int fd = fcntl(s->fleece_fd, F_DUPFD_CLOEXEC, 3);
+
+	if (fd >= 0)
+		close(fd);
+	return fd < 0 ? errno == EMFILE : fd >= s->many_fds;
+}
+
+static int park_older(struct ff_disk *d, void *ctx)
+{
+	struct ff_store *s = d->store;
+	struct link *top;
+	int fds[CLOSED_AT_ONCE];
+	size_t n = 0;
+
+	pthread_mutex_lock(&s->chain);
+	top = atomic_load(&d->top);
+	for (struct link *l = top ? top->older : NULL; l; l = l->older)
+		if (atomic_load(&l->pins) == 0)
+			n += ff_image_take_fds(l->img, s->many_fds, fds + n, CLOSED_AT_ONCE - n);
+	pthread_mutex_unlock(&s->chain);
+	while (n > 0)
+		close(fds[--n]);
+	return 0;
+}
+
+void disk_make_room(struct ff_store *s)
+{
+	if (!disk_fds_scarce(s) || atomic_load(&s->late) > 0 ||
+	    pthread_mutex_trylock(&s->reads_closing))
+		return;
+	if (barrier_close(s->reads, READS_WAIT_MS) == 0) {
+		disk_each(s, park_older, NULL);
+		barrier_open(s->reads);
+	}
+	pthread_mutex_unlock(&s->reads_closing);
 }
 
 int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)

@@ -277,9 +277,11 @@ static void free_gone(struct collect *c)
 	for (struct link *l = c->gone; l; l = l->older)
 		while (atomic_load(&l->pins) > 0)
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	pthread_mutex_lock(&s->reads_closing);
 	while (barrier_close(s->reads, 1000))
 		; /* reads that hang are waited for; they delay nobody but other reads */
 	barrier_open(s->reads);
+	pthread_mutex_unlock(&s->reads_closing);
 	while (c->gone) {
 		struct link *l = c->gone;
 		int r = l->kept ? 0 : ff_image_unlink(l->img);
@@ -369,8 +371,11 @@ static void shrink_and_leave(struct collect *c)
 	int r;
 
 	for (size_t i = 0; i < c->count; i++) {
+		link_pin(c->links[i]);
 		c->saves[i] = c->links[i]->out ? NOT_EMPTY : shrink(c->links[i]);
+		atomic_fetch_sub(&c->links[i]->pins, 1);
 		candidates += c->saves[i] != NOT_EMPTY;
+		disk_make_room(c->store);
 	}
 	for (int i = 0; candidates && i < LEAVE_TRIES && stop_writers(c->store); i++) {
 		bool again = leave_if_empty(c);

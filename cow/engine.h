@@ -143,6 +143,7 @@ struct ff_store {
 	ino_t fleece_ino;
 	struct barrier *writes;
 	struct barrier *reads;
+	pthread_mutex_t reads_closing; /* one closer of it at a time; a lock right of admin */
 	pthread_mutex_t admin;
 	pthread_rwlock_t names;
 	pthread_mutex_t paths;
@@ -184,6 +185,10 @@ void disk_ref(struct ff_disk *d);
  * high numbers. The caller has a reference. disk_unuse(): chain lock not held. */
 void disk_use(struct ff_disk *d);
 void disk_unuse(struct ff_disk *d);
+/* If descriptors are scarce, closes those of images that are not the newest of their disk, whoever
+ * has the disk open. Frozen reads wait a moment. */
+void disk_make_room(struct ff_store *s);
+bool disk_fds_scarce(const struct ff_store *s);
 /* Of a disk that is referred to: may an object of it have been freed, in this epoch, that was
  * touched in it? */
 bool disk_was_forgotten(const struct ff_disk *d);
@@ -221,6 +226,8 @@ bool chain_wanted(struct ff_disk *d);
 struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap *snap,
                       struct ff_image *img);
 void link_free(struct link *l);
+/* Keeps the link, and the descriptors of its image, until pins is lowered. Chain lock not held. */
+void link_pin(struct link *l);
 /* Sets the backing file name of LINK's image to NEWER's image, or to the source. Locks: admin. */
 int link_set_backing(struct link *l, struct link *newer);
 /* The same for the newest link of a disk whose path changed. Locks: paths held. */

@@ -537,6 +537,7 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 	if (!snap_name_valid(name))
 		return -EINVAL;
 	FF_GUARD(&store->admin);
+	disk_make_room(store);
 	guard_sweep(store);
 	if (ff_snap_get(store, name, &other) == 0) {
 		ff_snap_put(other);

@@ -195,6 +195,7 @@ static void init_locks(struct ff_store *s)
 	pthread_rwlock_init(&s->names, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	pthread_mutex_init(&s->admin, NULL);
+	pthread_mutex_init(&s->reads_closing, NULL);
 	pthread_mutex_init(&s->paths, NULL);
 	pthread_mutex_init(&s->chain, NULL);
 	pthread_mutex_init(&s->snaps_lock, NULL);
@@ -266,6 +267,7 @@ static void store_free(struct ff_store *s)
 	free(s->fleece_path);
 	pthread_rwlock_destroy(&s->names);
 	pthread_mutex_destroy(&s->admin);
+	pthread_mutex_destroy(&s->reads_closing);
 	pthread_mutex_destroy(&s->paths);
 	pthread_mutex_destroy(&s->chain);
 	pthread_mutex_destroy(&s->snaps_lock);
