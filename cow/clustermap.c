@@ -24,8 +24,7 @@
 
 #include "ff_util.h"
 
-#define WORD_BITS   64u
-#define CHUNK_WORDS (CLUSTERMAP_CHUNK_BITS / WORD_BITS)
+#define WORD_BITS 64u
 
 typedef _Atomic uint64_t word_t;
 
@@ -37,14 +36,27 @@ int clustermap_init(struct clustermap *map, uint64_t size)
 	return map->chunk ? 0 : -ENOMEM;
 }
 
+void clustermap_empty(struct clustermap *map)
+{
+	for (size_t i = 0; i < map->chunk_count; i++)
+		free(atomic_exchange(&map->chunk[i], NULL));
+}
+
 void clustermap_fini(struct clustermap *map)
 {
 	if (!map->chunk)
 		return;
-	for (size_t i = 0; i < map->chunk_count; i++)
-		free(atomic_load_explicit(&map->chunk[i], memory_order_relaxed));
+	clustermap_empty(map);
 	free(map->chunk);
 	map->chunk = NULL;
+}
+
+/* The last chunk of a map has no more words than the map needs: small disks are many. */
+static size_t chunk_words(const struct clustermap *map, size_t i)
+{
+	uint64_t bits = map->size - (uint64_t)i * CLUSTERMAP_CHUNK_BITS;
+
+	return (size_t)ff_div_up(FF_MIN(bits, CLUSTERMAP_CHUNK_BITS), WORD_BITS);
 }
 
 static word_t *chunk_at(const struct clustermap *map, size_t i)
@@ -63,7 +75,7 @@ int clustermap_reserve(struct clustermap *map, uint64_t first, uint64_t count)
 
 		if (chunk_at(map, i))
 			continue;
-		fresh = calloc(CHUNK_WORDS, sizeof *fresh);
+		fresh = calloc(chunk_words(map, i), sizeof *fresh);
 		if (!fresh)
 			return -ENOMEM;
 		if (!atomic_compare_exchange_strong_explicit(
@@ -124,13 +136,13 @@ bool clustermap_test(const struct clustermap *map, uint64_t cluster)
 }
 
 /* How many clusters from AT on, within its chunk, are all WANT; up to the chunk's end. */
-static unsigned run_in_chunk(word_t *chunk, unsigned at, bool want)
+static unsigned run_in_chunk(word_t *chunk, size_t words, unsigned at, bool want)
 {
-	unsigned i = at;
+	unsigned i = at, end = (unsigned)words * WORD_BITS;
 
 	if (!chunk)
 		return want ? 0 : CLUSTERMAP_CHUNK_BITS - at;
-	while (i < CLUSTERMAP_CHUNK_BITS) {
+	while (i < end) {
 		uint64_t w = atomic_load_explicit(&chunk[i / WORD_BITS], memory_order_acquire);
 		unsigned bit = i % WORD_BITS;
 
@@ -140,7 +152,7 @@ static unsigned run_in_chunk(word_t *chunk, unsigned at, bool want)
 			return i + (unsigned)__builtin_ctzll(w) - at;
 		i += WORD_BITS - bit;
 	}
-	return CLUSTERMAP_CHUNK_BITS - at;
+	return end - at;
 }
 
 uint64_t clustermap_run(const struct clustermap *map, uint64_t first, uint64_t max, bool *set)
@@ -150,8 +162,8 @@ uint64_t clustermap_run(const struct clustermap *map, uint64_t first, uint64_t m
 
 	while (n < max && first + n < map->size) {
 		unsigned at = (first + n) % CLUSTERMAP_CHUNK_BITS;
-		unsigned got =
-		    run_in_chunk(chunk_at(map, (first + n) / CLUSTERMAP_CHUNK_BITS), at, want);
+		size_t i = (first + n) / CLUSTERMAP_CHUNK_BITS;
+		unsigned got = run_in_chunk(chunk_at(map, i), chunk_words(map, i), at, want);
 
 		n += got;
 		if (at + got < CLUSTERMAP_CHUNK_BITS)

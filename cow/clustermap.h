@@ -22,6 +22,9 @@ int clustermap_init(struct clustermap *map, uint64_t size);
 /* Frees what the map holds. A zeroed map is fine. Not thread-safe. */
 void clustermap_fini(struct clustermap *map);
 
+/* Clears all of it and frees what it takes. Not thread-safe. */
+void clustermap_empty(struct clustermap *map);
+
 /* Makes room, so that clustermap_set() of the range cannot fail. -ENOMEM. */
 int clustermap_reserve(struct clustermap *map, uint64_t first, uint64_t count);
 /* Sets a range that has been reserved. Release: see ff_image_marked(). */
@@ -35,7 +38,8 @@ bool clustermap_test(const struct clustermap *map, uint64_t cluster);
 uint64_t clustermap_run(const struct clustermap *map, uint64_t first, uint64_t max, bool *set);
 
 /* The bits of the chunk that holds FIRST as bytes, lowest bit first, from FIRST on (a multiple of
- * 8); NULL: all clear. Stable only while the caller keeps others from changing the map. */
+ * 8), up to the map's size; NULL: all clear. Stable only while the caller keeps others from
+ * changing the map. */
 const uint8_t *clustermap_bytes(const struct clustermap *map, uint64_t first);
 
 #endif

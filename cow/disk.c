@@ -238,7 +238,7 @@ void disk_unuse(struct ff_disk *d)
 }
 
 /* The next descriptor will have the lowest number that is free. */
-bool disk_fds_scarce(const struct ff_store *s)
+static bool disk_fds_scarce(const struct ff_store *s)
 {
 	int fd = fcntl(s->fleece_fd, F_DUPFD_CLOEXEC, 3);
 
@@ -265,13 +265,30 @@ static int park_older(struct ff_disk *d, void *ctx)
 	return 0;
 }
 
-void disk_make_room(struct ff_store *s)
+/* Is there something to close? */
+static bool has_high(struct ff_disk *d)
 {
-	if (!disk_fds_scarce(s) || atomic_load(&s->late) > 0 ||
+	struct ff_store *s = d->store;
+	struct link *top;
+
+	FF_GUARD(&s->chain);
+	top = atomic_load(&d->top);
+	for (struct link *l = top ? top->older : NULL; l; l = l->older)
+		if (atomic_load(&l->pins) == 0 && ff_image_highest_fd(l->img) >= s->many_fds)
+			return true;
+	return false;
+}
+
+void disk_make_room(struct ff_store *s, struct ff_disk *d)
+{
+	if (!disk_fds_scarce(s) || atomic_load(&s->late) > 0 || (d && !has_high(d)) ||
 	    pthread_mutex_trylock(&s->reads_closing))
 		return;
 	if (barrier_close(s->reads, READS_WAIT_MS) == 0) {
-		disk_each(s, park_older, NULL);
+		if (d)
+			park_older(d, NULL);
+		else
+			disk_each(s, park_older, NULL);
 		barrier_open(s->reads);
 	}
 	pthread_mutex_unlock(&s->reads_closing);

@@ -375,7 +375,7 @@ static void shrink_and_leave(struct collect *c)
 		c->saves[i] = c->links[i]->out ? NOT_EMPTY : shrink(c->links[i]);
 		atomic_fetch_sub(&c->links[i]->pins, 1);
 		candidates += c->saves[i] != NOT_EMPTY;
-		disk_make_room(c->store);
+		disk_make_room(c->store, c->links[i]->disk);
 	}
 	for (int i = 0; candidates && i < LEAVE_TRIES && stop_writers(c->store); i++) {
 		bool again = leave_if_empty(c);

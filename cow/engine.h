@@ -186,9 +186,8 @@ void disk_ref(struct ff_disk *d);
 void disk_use(struct ff_disk *d);
 void disk_unuse(struct ff_disk *d);
 /* If descriptors are scarce, closes those of images that are not the newest of their disk, whoever
- * has the disk open. Frozen reads wait a moment. */
-void disk_make_room(struct ff_store *s);
-bool disk_fds_scarce(const struct ff_store *s);
+ * has the disk open; D NULL: of all disks. Frozen reads wait a moment. */
+void disk_make_room(struct ff_store *s, struct ff_disk *d);
 /* Of a disk that is referred to: may an object of it have been freed, in this epoch, that was
  * touched in it? */
 bool disk_was_forgotten(const struct ff_disk *d);

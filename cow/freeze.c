@@ -537,7 +537,7 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 	if (!snap_name_valid(name))
 		return -EINVAL;
 	FF_GUARD(&store->admin);
-	disk_make_room(store);
+	disk_make_room(store, NULL);
 	guard_sweep(store);
 	if (ff_snap_get(store, name, &other) == 0) {
 		ff_snap_put(other);
@@ -562,6 +562,11 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 			r = flip(&f, epoch);
 		pthread_rwlock_unlock(&store->names);
 	}
+	if (r == -EMFILE)
+		ff_error(
+		    "%s: not made: raise the limit of open files (ulimit -n, or LimitNOFILE= of a "
+		    "service)",
+		    name);
 	if (r) {
 		undo(&f);
 		free(f.spares);

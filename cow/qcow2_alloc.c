@@ -76,8 +76,12 @@ int image_refs_write(struct ff_image *img, uint64_t host, uint64_t n)
  * back where nothing can refer to the clusters. */
 static int refs_mark(struct ff_image *img, uint64_t host, uint64_t n)
 {
-	int r = clustermap_reserve(&img->refs, host, n);
+	int r = img->pristine ? image_first_refs(img) : 0;
 
+	if (r)
+		return r;
+	img->pristine = false;
+	r = clustermap_reserve(&img->refs, host, n);
 	if (r)
 		return r;
 	clustermap_set(&img->refs, host, n);

@@ -19,6 +19,7 @@
  * cover wait for it and share the next. After a failed fdatasync the kernel has dropped the pages,
  * a later success would mean nothing: the error stays.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
 #include <string.h>
@@ -57,7 +58,8 @@ int image_fd(struct ff_image *img, int *out)
 			if (!r)
 				r = image_lock(fresh, img->path);
 			if (r) {
-				ff_error("%s: cannot be opened: %s", img->path, strerror(-r));
+				ff_error("%s: cannot be opened: %s%s", img->path, strerror(-r),
+				         r == -EMFILE ? "; raise the limit of open files" : "");
 				return r;
 			}
 			fd = ff_take_fd(&fresh);

@@ -118,20 +118,31 @@ int image_setup(struct ff_image *img, const struct qcow2_head *head, const struc
 	return r ? r : clustermap_init(&img->refs, l->capacity);
 }
 
+int image_first_refs(struct ff_image *img)
+{
+	const struct qcow2_layout *l = &img->l;
+	uint64_t blocks = ff_div_up(l->l2_first, l->per_block);
+	int r = clustermap_reserve(&img->refs, 0, l->l2_first);
+
+	if (r)
+		return r;
+	clustermap_set(&img->refs, 0, l->rb_first + blocks);
+	clustermap_set(&img->refs, l->l1_first, l->l1_count);
+	return 0;
+}
+
 /* Refcounts and refcount table for what is there from the beginning: header, refcount table, L1 and
  * the blocks that cover these. */
 static int write_first_refcounts(struct ff_image *img)
 {
 	const struct qcow2_layout *l = &img->l;
 	uint64_t blocks = ff_div_up(l->l2_first, l->per_block);
-	int r = clustermap_reserve(&img->refs, 0, l->l2_first);
+	int r = image_first_refs(img);
 
 	if (!r)
 		r = clustermap_reserve(&img->blocks, 0, blocks);
 	if (r)
 		return r;
-	clustermap_set(&img->refs, 0, l->rb_first + blocks);
-	clustermap_set(&img->refs, l->l1_first, l->l1_count);
 	clustermap_set(&img->blocks, 0, blocks);
 	atomic_fetch_add(&img->allocated, blocks * QCOW2_TABLE_CHARGE);
 	r = image_refs_write(img, 0, l->rb_first + blocks);
@@ -172,7 +183,10 @@ static int write_new(struct ff_image *img)
 		r = io_truncate(fd, img->l.data_first * img->l.cluster_size);
 	if (!r)
 		r = write_first_refcounts(img);
-	return r ? r : write_head(img, &img->head);
+	if (!r)
+		r = write_head(img, &img->head);
+	img->pristine = r == 0;
+	return r;
 }
 
 /* Only what is whole bears the name of an image: one that a killed process leaves checks clean. */
@@ -288,6 +302,13 @@ void ff_image_park(struct ff_image *img)
 {
 	if (!atomic_load(&img->unlinked)) /* else they could not be opened again */
 		close_files(img);
+	if (img->pristine) /* most images of a tree of many files stay so */
+		clustermap_empty(&img->refs);
+}
+
+int ff_image_highest_fd(const struct ff_image *img)
+{
+	return FF_MAX(atomic_load(&img->fd), atomic_load(&img->sums_fd));
 }
 
 size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room)

@@ -65,6 +65,8 @@ void ff_image_park(struct ff_image *img);
 /* Takes up to ROOM (of two) descriptors, of those that have LOWEST or a higher number, for the
  * caller to close: how many. They are opened again when needed. No other thread may use IMG. */
 size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room);
+/* The higher of its descriptors, or -1. */
+int ff_image_highest_fd(const struct ff_image *img);
 
 const struct ff_image_desc *ff_image_desc(const struct ff_image *img);
 const char *ff_image_path(const struct ff_image *img);

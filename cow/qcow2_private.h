@@ -44,7 +44,9 @@ struct ff_image {
 	pthread_mutex_t alloc_lock; /* the fields up to the empty line, refcounts and L1 on disk */
 	struct clustermap blocks;   /* refcount blocks that the refcount table points to */
 	struct clustermap refs;     /* host clusters in use: the refcount bits */
-	uint64_t next;              /* first host cluster that was never allocated */
+	bool pristine; /* nothing was allocated since it was made: refs may be empty, and are known
+	                */
+	uint64_t next; /* first host cluster that was never allocated */
 	struct image_run *given_back; /* below next and not in use, left by failed saves */
 	size_t given_back_count;
 
@@ -65,6 +67,9 @@ struct ff_image {
 int image_new(int dirfd, const char *path, struct ff_image **out);
 /* Takes DESC and the layout, makes the maps. */
 int image_setup(struct ff_image *img, const struct qcow2_head *head, const struct qcow2_layout *l);
+
+/* Puts the refcounts of an image in which nothing is allocated into memory. -ENOMEM. */
+int image_first_refs(struct ff_image *img);
 
 /* --- qcow2_file.c --- */
 /* The image's descriptor, opened if it has to be. */

@@ -83,7 +83,7 @@ void ff_reader_close(struct ff_reader *rd)
 
 	ff_reader_flushed(rd);
 	disk_unuse(rd->link->disk); /* which the link keeps, as this reader does the link */
-	disk_make_room(snap->store);
+	disk_make_room(snap->store, rd->link->disk);
 	pthread_mutex_lock(&snap->lock);
 	snap->readers--;
 	pthread_cond_broadcast(&snap->idle);
