@@ -607,12 +607,14 @@ static const struct option options[] = {
     {"disks", required_argument, NULL, 'd'},
     {"snapshots", required_argument, NULL, 'n'},
     {"cluster-size", required_argument, NULL, 'c'},
+    {"files", required_argument, NULL, 'f'},
     {"keep", no_argument, NULL, 'k'},
     {NULL, 0, NULL, 0},
 };
 
 static bool parse(struct pressure *p, int argc, char **argv)
 {
+	unsigned long long files = 0;
 	bool keep = false;
 	int c;
 
@@ -630,6 +632,8 @@ static bool parse(struct pressure *p, int argc, char **argv)
 			p->snapshots = (unsigned)strtoul(optarg, NULL, 0);
 		else if (c == 'c')
 			p->config.cluster_size = (uint32_t)strtoul(optarg, NULL, 0);
+		else if (c == 'f')
+			files = strtoull(optarg, NULL, 0);
 		else if (c == 'k')
 			keep = true;
 		else
@@ -639,9 +643,11 @@ static bool parse(struct pressure *p, int argc, char **argv)
 	    p->snapshots - 1 >= MAX_SNAPSHOTS || optind != argc) {
 		fprintf(stderr, "usage: pressure [--seed=N] [--seconds=N] [--threads=1..64] "
 		                "[--disks=1..64] [--snapshots=1..64] [--cluster-size=BYTES] "
-		                "[--keep]\n");
+		                "[--files=LIMIT] [--keep]\n");
 		exit(2);
 	}
+	if (files && setrlimit(RLIMIT_NOFILE, &(struct rlimit){files, files}))
+		exit(2);
 	return keep;
 }
 
