@@ -331,84 +331,102 @@ static bool holds_fleece_dir(struct ff_store *s, const char *path)
 struct move {
 	const char *from, *to;
 	bool exchange;
+	struct identity id, other; /* of what is moved, and of what stands at TO */
+	mode_t mode, other_mode;   /* 0: nothing stands there */
 };
 
-/* PATH with the part OLD replaced by NEW, if it is OLD or leads through it; else NULL. */
-static char *replaced(const char *path, const char *old, const char *new)
+/* PATH with the part OLD replaced by NEW, if it is OLD or leads through it; else *OUT is NULL. */
+static int replaced(const char *path, const char *old, const char *new, char **out)
 {
 	size_t n = strlen(old);
-	char *out;
 
+	*out = NULL;
 	if (strncmp(path, old, n) != 0 || (path[n] && path[n] != '/'))
-		return NULL;
-	return asprintf(&out, "%s%s", new, path + n) < 0 ? NULL : out;
+		return 0;
+	return asprintf(out, "%s%s", new, path + n) < 0 ? -ENOMEM : 0;
 }
 
-static int move_disk(struct ff_disk *d, void *ctx)
+/* Where it will be; what needs memory is done before the move. */
+static int prepare_move(struct ff_disk *d, void *ctx)
 {
 	const struct move *m = ctx;
-	char *path = NULL;
+	int r;
 
+	free(ff_take_ptr(&d->next_path));
 	if (!d->path)
 		return 0;
-	path = replaced(d->path, m->from, m->to);
-	if (!path && m->exchange)
-		path = replaced(d->path, m->to, m->from);
-	if (path) {
+	r = replaced(d->path, m->from, m->to, &d->next_path);
+	if (!r && !d->next_path && m->exchange)
+		r = replaced(d->path, m->to, m->from, &d->next_path);
+	return r;
+}
+
+static int note_move(struct ff_disk *d, void *ctx)
+{
+	(void)ctx;
+	if (d->next_path) {
 		free(d->path);
-		d->path = path;
+		d->path = ff_take_ptr(&d->next_path);
 		disk_repath(d);
 	}
 	return 0;
 }
 
-/* What was this before it was moved: notes where it is. */
-static void after_move(struct ff_store *s, const struct identity *id, const struct stat *st,
-                       struct move *m)
+static int for_file(struct ff_store *s, const struct identity *id, mode_t mode,
+                    int (*fn)(struct ff_disk *, void *), struct move *m)
 {
 	struct ff_disk *d;
+	int r;
 
-	if (S_ISDIR(st->st_mode)) {
-		disk_each(s, move_disk, m);
-	} else if (S_ISREG(st->st_mode) && disk_find(s, id, false, &d) == 0) {
-		move_disk(d, m);
-		disk_unref(d);
-	}
+	if (!S_ISREG(mode) || disk_find(s, id, false, &d))
+		return 0;
+	r = fn(d, m);
+	disk_unref(d);
+	return r;
+}
+
+/* FN for each disk that may be in what is moved. */
+static int for_moved(struct ff_store *s, struct move *m, int (*fn)(struct ff_disk *, void *))
+{
+	int r;
+
+	if (S_ISDIR(m->mode) || (m->exchange && S_ISDIR(m->other_mode)))
+		return disk_each(s, fn, m);
+	r = for_file(s, &m->id, m->mode, fn, m);
+	return r || !m->exchange ? r : for_file(s, &m->other, m->other_mode, fn, m);
 }
 
 static int rename_noted(struct ff_store *s, int old_parent, const char *old_name, int new_parent,
                         const char *new_name, unsigned flags)
 {
 	char from[PATH_MAX], to[PATH_MAX];
-	struct move m = {from, to, flags & RENAME_EXCHANGE};
-	struct identity moved, other;
-	bool known;
-	struct stat st, st2;
-	int r = identity_of(old_parent, old_name, &moved, &st), e;
+	struct move m = {.from = from, .to = to, .exchange = flags & RENAME_EXCHANGE};
+	struct stat st = {0}, other = {0};
+	int r = identity_of(old_parent, old_name, &m.id, &st), e = -ENOENT;
 
-	e = m.exchange || s->guards ? identity_of(new_parent, new_name, &other, &st2) : -ENOENT;
-	known = s->guards && !e;
+	if (m.exchange || s->guards)
+		e = identity_of(new_parent, new_name, &m.other, &other);
+	m.mode = st.st_mode;
+	m.other_mode = e ? 0 : other.st_mode;
 	if (!r && m.exchange)
 		r = e;
 	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
-		r = before_loss(s, new_parent, new_name, &moved);
+		r = before_loss(s, new_parent, new_name, &m.id);
 	if (!r)
 		r = paths_of_move(s, old_parent, old_name, from, new_parent, new_name, to,
 		                  m.exchange);
-	if (!r && ((S_ISDIR(st.st_mode) && holds_fleece_dir(s, from)) ||
+	if (!r && ((S_ISDIR(m.mode) && holds_fleece_dir(s, from)) ||
 	           (m.exchange && holds_fleece_dir(s, to))))
 		r = -EBUSY;
+	if (!r)
+		r = for_moved(s, &m, prepare_move);
 	if (!r)
 		r = io_renameat(old_parent, old_name, new_parent, new_name, flags);
 	if (r)
 		return r;
-	if (known)
-		guard_unnamed(s, other.dev, other.ino);
-	after_move(s, &moved, &st, &m);
-	/* One walk over all disks has moved both directories already. */
-	if (m.exchange && !(S_ISDIR(st.st_mode) && S_ISDIR(st2.st_mode)))
-		after_move(s, &other, &st2, &(struct move){to, from, false});
-	return 0;
+	if (m.other_mode)
+		guard_unnamed(s, m.other.dev, m.other.ino);
+	return for_moved(s, &m, note_move);
 }
 
 int ff_store_rename(struct ff_store *store, int old_parent_fd, const char *old_name,

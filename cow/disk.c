@@ -96,6 +96,7 @@ static void disk_free(struct ff_disk *d)
 	pthread_mutex_destroy(&d->append);
 	pthread_mutex_destroy(&d->fd_lock);
 	free(d->path);
+	free(d->next_path);
 	free(d);
 }
 

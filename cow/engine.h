@@ -103,6 +103,7 @@ struct ff_disk {
 	_Atomic int path_fd;     /* O_PATH, -1 until a handle was opened */
 	_Atomic int source_fd;   /* O_RDONLY, -1 until first needed */
 	char *path;              /* lock: paths; below SOURCE, NULL without a chain */
+	char *next_path;         /* lock: paths; where a move in hand takes it */
 	bool aside;              /* lock: paths; one of its names is the one aside */
 	atomic_bool has_aside;   /* mirror of aside, for stat */
 };

@@ -128,6 +128,30 @@ Test(snapshots, renamed_disks_are_found_again)
 	}
 }
 
+Test(snapshots, a_disk_and_a_directory_exchanged_are_found_again)
+{
+	struct stat st;
+
+	mkdirat(fx.source_fd, "a", 0755);
+	fixture_file(&fx, "a/other", 5000, 7);
+	five_freeze(0);
+	for (int back = 0; back < 2; back++) {
+		cr_assert_eq(ff_store_rename(fx.store, fx.source_fd, back ? "a" : "disk",
+		                             fx.source_fd, back ? "disk" : "a", RENAME_EXCHANGE),
+		             0);
+		five_give_back();
+		fixture_close(&fx);
+		fixture_open(&fx);
+		five_expect(0);
+		for (uint32_t i = 0; i < 2; i++) {
+			const char *backing = ff_image_backing(fx.store->snaps->links[i]->img);
+
+			cr_assert_eq(stat(backing, &st), 0, "%s is not there", backing);
+			cr_assert(S_ISREG(st.st_mode), "%s is not the disk", backing);
+		}
+	}
+}
+
 Test(snapshots, names)
 {
 	char longest[FF_SNAP_NAME_MAX + 2];
