@@ -35,7 +35,14 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { READERS_WAIT_S = 5, QUIET_MS = 200, QUIET_TRIES = 150, LEAVE_TRIES = 100, KINDS = 512 };
+enum {
+	READERS_WAIT_S = 5,
+	QUIET_MS = 200,
+	QUIET_TRIES = 150,
+	LEAVE_TRIES = 100,
+	KINDS = 512,
+	HIDDEN_MAX = 40
+};
 
 struct collect {
 	struct ff_store *store;
@@ -320,12 +327,14 @@ static int begin(struct collect *c, struct link *const *links, size_t count)
 	int r = 0;
 
 	FF_GUARD(&c->store->chain);
+	for (size_t i = 0; i < count; i++)
+		if (links[i])
+			links[i]->snap = NULL; /* whatever else fails: it is about to be freed */
 	for (size_t i = 0; i < count && !r; i++) {
 		struct link *l = links[i];
 
 		if (!l)
 			continue;
-		l->snap = NULL;
 		r = collect_one(c, l);
 		for (l = atomic_load(&links[i]->newer); !r && l && !l->snap;
 		     l = atomic_load(&l->newer))
@@ -497,31 +506,56 @@ static int rename_away(struct ff_snap *snap, char *hidden, size_t size)
 	return r;
 }
 
-int drop_snap(struct ff_snap *snap)
+/* Storage has it no more: what is left to do. NAME: its directory's new one, malloc'd, or NULL. */
+static void forget(struct ff_snap *snap, char *name)
 {
 	struct ff_store *s = snap->store;
-	char hidden[40];
-	char *name = NULL;
-	int r;
 
-	r = wait_for_readers(snap);
-	if (!r)
-		r = rename_away(snap, hidden, sizeof hidden);
-	if (!r && !(name = strdup(hidden)))
-		r = -ENOMEM; /* it is dropped on storage, and will be for the next mount */
-	if (r) {
-		FF_GUARD(&snap->lock);
-		snap->dropped = false;
-		return r;
+	if (name) {
+		free(snap->dir->name);
+		snap->dir->name = name;
 	}
-	free(snap->dir->name);
-	snap->dir->name = name;
 	unpublish(snap);
 	if (snap->links)
 		drop_collect(s, snap->links, snap->link_count);
 	fleece_dir_release(s, ff_take_ptr(&snap->dir));
 	ff_snap_put(snap);
+}
+
+int drop_snap(struct ff_snap *snap)
+{
+	char *name = malloc(HIDDEN_MAX);
+	int r = name ? wait_for_readers(snap) : -ENOMEM;
+
+	if (!r)
+		r = rename_away(snap, name, HIDDEN_MAX);
+	if (r) {
+		free(name);
+		FF_GUARD(&snap->lock);
+		snap->dropped = false;
+		return r;
+	}
+	forget(snap, name);
 	return 0;
+}
+
+bool drop_unpublished(struct ff_snap *snap)
+{
+	char *name = malloc(HIDDEN_MAX);
+
+	if (name && rename_away(snap, name, HIDDEN_MAX))
+		free(ff_take_ptr(&name));
+	if (!name) {
+		/* Without a manifest it is no snapshot, whatever its directory is called. */
+		int r = io_unlinkat(snap->dir->fd, MANIFEST_NAME, 0);
+
+		if (!r)
+			r = io_fsync(snap->dir->fd);
+		if (r && r != -ENOENT)
+			return false;
+	}
+	forget(snap, name);
+	return true;
 }
 
 int ff_store_drop(struct ff_store *store, const char *name)

@@ -257,6 +257,9 @@ void snap_publish(struct ff_snap *snap);
 void snap_set_name(struct ff_snap *snap, char *name);
 bool snap_name_valid(const char *name);
 int drop_snap(struct ff_snap *snap);
+/* Takes one out again that was never shown. False: storage takes no change of it, so that it would
+ * be a snapshot again after the next mount; all is as it was, and it must go on being right. */
+bool drop_unpublished(struct ff_snap *snap);
 /* Of these links, which become hidden, and of the hidden ones beside them in their chains: takes
  * out what no older visible one needs, deletes the images, shrinks the rest, and puts backing names
  * right. NULLs are skipped. Locks: admin. */

@@ -574,10 +574,12 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 	}
 	free(f.spares);
 	r = publish(&f, flags);
-	if (r) {
-		drop_snap(f.snap);
+	if (r && drop_unpublished(f.snap))
 		return r;
-	}
+	if (r)
+		ff_error("%s/%s: was not made whole and cannot be removed either: it stays, and "
+		         "takes space, until it is removed with rmdir",
+		         store->fleece_path, name);
 	snap_publish(f.snap);
-	return 0;
+	return r;
 }
