@@ -203,9 +203,13 @@ static char *take_text(struct in *in, size_t max)
 		in->why = "a name is too long or has a NUL";
 		return NULL;
 	}
-	s = strndup(p, n);
-	if (!s)
+	s = malloc(n + 1);
+	if (!s) {
 		in->no_memory = true;
+		return NULL;
+	}
+	memcpy(s, p, n);
+	s[n] = '\0';
 	return s;
 }
 
@@ -364,8 +368,9 @@ static void take_tree(struct in *in, struct tree *t, uint32_t inodes, uint32_t d
 
 		take_inode(in, &f, inodes);
 		if (tree_add(t, &f, &index)) {
+			tree_free_inode(&f);
 			in->no_memory = true;
-			return; /* what f holds is lost with the failing process's memory */
+			return;
 		}
 		if (!is_disk(&f))
 			continue;

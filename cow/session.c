@@ -409,10 +409,14 @@ int session_end(struct ff_store *s)
 	}
 	if (!r)
 		r = disk_each(s, add_line, f);
-	fflush(f);
+	if (fflush(f) || ferror(f)) { /* there is no text, or only a part */
+		fclose(f);
+		free(text);
+		return r ? r : -ENOMEM;
+	}
 	snprintf(hash, sizeof hash, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));
 	fputs(hash, f);
-	if (fclose(f) && !r)
+	if ((fclose(f) || !text) && !r) /* the text is copied once more */
 		r = -ENOMEM;
 	if (!r)
 		r = write_text(s, ".clean", text, len);

@@ -45,21 +45,23 @@ struct walk {
 /* Somebody may replace an entry between two looks at it. */
 enum { LOOKS = 64 };
 
+void tree_free_inode(struct ff_frozen *f)
+{
+	for (uint32_t k = 0; k < f->entry_count; k++)
+		free(f->entries[k].name);
+	free(f->entries);
+	free(f->xattrs);
+	free(f->target);
+	free(f->image);
+	free(f->path);
+}
+
 void tree_free(struct tree *t)
 {
 	if (!t)
 		return;
-	for (uint32_t i = 0; i < t->count; i++) {
-		struct ff_frozen *f = &t->inodes[i];
-
-		for (uint32_t k = 0; k < f->entry_count; k++)
-			free(f->entries[k].name);
-		free(f->entries);
-		free(f->xattrs);
-		free(f->target);
-		free(f->image);
-		free(f->path);
-	}
+	for (uint32_t i = 0; i < t->count; i++)
+		tree_free_inode(&t->inodes[i]);
 	free(t->inodes);
 	free(t->disks);
 	free(t);

@@ -61,8 +61,11 @@ struct tree_walk {
 /* Walks SOURCE. -ENOMEM, or the error of a directory that cannot be read (logged). */
 int tree_walk(const struct tree_walk *how, struct tree **out);
 void tree_free(struct tree *t);
+/* What F points to. */
+void tree_free_inode(struct ff_frozen *f);
 
-/* Building, for the walk and the manifest. Pointers into t->inodes die with each addition. */
+/* Building, for the walk and the manifest. Pointers into t->inodes die with each addition. On
+ * error what the inode points to stays the caller's. */
 int tree_add(struct tree *t, const struct ff_frozen *inode, uint32_t *index);
 int tree_add_disk(struct tree *t, uint32_t inode);
 
