@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,17 +101,36 @@ static bool on_side(int fd, const char *path)
 	return is_below(target, dir);
 }
 
+/* Counts one, and says whether it is the one. */
+static bool is_due(void)
+{
+	now.count++;
+	if (now.fault.nth == 0 || now.count < now.fault.nth ||
+	    (now.count > now.fault.nth && !now.fault.all))
+		return false;
+	now.fired++;
+	return true;
+}
+
+bool fault_alloc(void)
+{
+	if (!now.armed || !round_in_engine || now.fault.side != FAULT_MEMORY || !is_due())
+		return false;
+	if (getenv("ROUND_TRAP"))
+		raise(SIGTRAP); /* for a debugger: who asked for it? */
+	errno = ENOMEM;
+	return true;
+}
+
 /* 0, or the error that the call is to give. */
 static int fails(const char *call, int fd, const char *path, enum kind kind)
 {
 	if (!now.armed || !round_in_engine || now.fault.error == FAULT_INTERRUPT ||
-	    !can_give(now.fault.error, kind) || !on_side(fd, path))
+	    now.fault.side == FAULT_MEMORY || !can_give(now.fault.error, kind) ||
+	    !on_side(fd, path))
 		return 0;
-	now.count++;
-	if (now.fault.nth == 0 || now.count < now.fault.nth ||
-	    (now.count > now.fault.nth && !now.fault.all))
+	if (!is_due())
 		return 0;
-	now.fired++;
 	if (getenv("ROUND_LOG"))
 		fprintf(stderr, "%s fails: descriptor %d, %s\n", call, fd, path ? path : "");
 	return -now.fault.error;
@@ -241,11 +261,8 @@ static bool interrupted(int fd, const char *path)
 		now.again = false;
 		return false;
 	}
-	now.count++;
-	if (now.fault.nth == 0 || now.count < now.fault.nth ||
-	    (now.count > now.fault.nth && !now.fault.all))
+	if (!is_due())
 		return false;
-	now.fired++;
 	now.again = true;
 	errno = EINTR;
 	return true;

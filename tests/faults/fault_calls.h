@@ -8,7 +8,8 @@
 
 #include <stdbool.h>
 
-enum fault_side { FAULT_FLEECE, FAULT_SOURCE };
+/* FAULT_MEMORY: allocations fail, not calls. */
+enum fault_side { FAULT_FLEECE, FAULT_SOURCE, FAULT_MEMORY };
 
 /* FAULT_INTERRUPT: not an error but what a call must go on from. The Nth call (of those of the C
  * library that may be interrupted or moved short) gives EINTR, or, as its number is odd, moves half
@@ -31,5 +32,8 @@ void fault_rearm(void);
 long fault_count(void);
 /* Faults since the last call of this. */
 unsigned fault_fired(void);
+
+/* For fault_alloc.c: is this allocation to fail? Sets errno. */
+bool fault_alloc(void);
 
 #endif

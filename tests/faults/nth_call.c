@@ -1,10 +1,10 @@
 /*
- * The Nth system call fails.
+ * The Nth system call, or the Nth allocation, fails.
  *
- * A case is a workload, the side whose calls fail (FLEECE_DIR or SOURCE), the error, whether one
- * call fails or all from the Nth on, the policy, durable or not, an end, and N. A child runs it:
- * each step may give an error only where the fault excuses it, and views may break only where the
- * policy says so. Then it ends:
+ * A case is a workload, what fails (calls on FLEECE_DIR, on SOURCE; allocations), the error,
+ * whether one call fails or all from the Nth on, the policy, durable or not, an end, and N. A child
+ * runs it: each step may give an error only where the fault excuses it, and views may break only
+ * where the policy says so. Then it ends:
  *
  *	healed   the storage is well again: all is looked at, a snapshot more is made and used, and
  *	         the store closed;
@@ -13,9 +13,13 @@
  * Its parent opens the store on healthy storage, looks at all of it, makes and uses a snapshot,
  * and drops them all: nothing may be left, and no space taken.
  *
- *	nth_call [--cases=N] [--seed=N] [--all] [--jobs=N] [--dir=DIR]   a choice of cases, or all
- *	nth_call --case=NAME [--dir=DIR]           one, by the name that a complaint begins with
+ *	nth_call [--memory] [--cases=N] [--seed=N] [--all] [--jobs=N] [--dir=DIR]
+ *	nth_call --case=NAME [--dir=DIR]
+ *
+ * A choice of cases, of calls or of allocations, or all; or one, by the name that a complaint
+ * begins with.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -27,6 +31,9 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
 
 #include "cow/engine.h"
 #include "fault_calls.h"
@@ -37,7 +44,7 @@ enum { PATIENCE_S = 120, MAX_JOBS = 16 };
 
 enum end { HEALED, KILLED, ENDS };
 
-static const char *const sides[] = {"fleece", "source"};
+static const char *const sides[] = {"fleece", "source", "memory"};
 static const char *const ends[] = {"healed", "killed"};
 
 static const struct {
@@ -54,6 +61,7 @@ static const struct {
     {FAULT_SOURCE, EIO, "EIO"},
     {FAULT_SOURCE, ENOSPC, "ENOSPC"},
     {FAULT_SOURCE, FAULT_INTERRUPT, "interrupt"},
+    {FAULT_MEMORY, ENOMEM, "ENOMEM"},
 };
 
 struct instance {
@@ -228,9 +236,35 @@ static void arm(struct round *r, const struct instance *c)
 	fault_arm(&f, r->fleece, r->source);
 }
 
+static unsigned open_files(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	while (d && readdir(d))
+		n++;
+	if (d)
+		closedir(d);
+	return n;
+}
+
+/* What was opened and allocated must have been given back. */
+static void check_leaks(struct round *r, unsigned files)
+{
+	unsigned now = open_files();
+
+	if (now != files)
+		round_complain(r, "%u descriptors open before, %u after", files, now);
+#ifdef __SANITIZE_ADDRESS__
+	if (__lsan_do_recoverable_leak_check())
+		round_complain(r, "memory leaks");
+#endif
+}
+
 /* Never returns. */
 static void child(struct round *r, const struct instance *c)
 {
+	unsigned files = open_files();
 	int e;
 
 	alarm(PATIENCE_S);
@@ -247,6 +281,7 @@ static void child(struct round *r, const struct instance *c)
 		e = round_close(r);
 		if (e)
 			round_complain(r, "healed, it cannot be closed: %s", strerror(-e));
+		check_leaks(r, files);
 	}
 	_exit(0);
 }
@@ -354,13 +389,16 @@ struct plan {
 	long total;
 };
 
-static void make_plan(struct round *r, struct plan *p)
+static void make_plan(struct round *r, struct plan *p, bool memory)
 {
 	for (unsigned w = 0; w < round_workload_count; w++)
 		for (unsigned e = 0; e < FF_ARRAY_SIZE(errors); e++)
 			for (unsigned d = 0; d < 2; d++) {
-				struct range *range = &p->ranges[p->count++];
+				struct range *range = &p->ranges[p->count];
 
+				if ((errors[e].side == FAULT_MEMORY) != memory)
+					continue;
+				p->count++;
 				*range = (struct range){w, e, d, count_calls(r, w, e, d), p->total};
 				p->total += range->calls * VARIANTS;
 			}
@@ -503,14 +541,14 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 	return remove(path);
 }
 
-static int run_choice(struct work *w, bool all, unsigned jobs)
+static int run_choice(struct work *w, bool all, bool memory, unsigned jobs)
 {
 	struct round_config config = {.dir = w->dir};
 	struct round r;
 	long done = 0;
 
 	round_init(&r, &config);
-	make_plan(&r, &w->plan);
+	make_plan(&r, &w->plan, memory);
 	round_done(&r);
 	if (all || w->cases > w->plan.total)
 		w->cases = w->plan.total;
@@ -525,15 +563,15 @@ static int run_choice(struct work *w, bool all, unsigned jobs)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-	    {"cases", 1, NULL, 'n'}, {"seed", 1, NULL, 's'}, {"all", 0, NULL, 'a'},
-	    {"jobs", 1, NULL, 'j'},  {"dir", 1, NULL, 'd'},  {"case", 1, NULL, 'c'},
-	    {NULL, 0, NULL, 0},
+	    {"cases", 1, NULL, 'n'},  {"seed", 1, NULL, 's'}, {"all", 0, NULL, 'a'},
+	    {"memory", 0, NULL, 'm'}, {"jobs", 1, NULL, 'j'}, {"dir", 1, NULL, 'd'},
+	    {"case", 1, NULL, 'c'},   {NULL, 0, NULL, 0},
 	};
 	struct work w = {.cases = 4000, .seed = (uint64_t)time(NULL), .program = argv[0]};
 	const char *one = NULL;
 	char base[80];
 	unsigned jobs = 2;
-	bool all = false;
+	bool all = false, memory = false;
 	int o, result;
 
 	while ((o = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -546,6 +584,9 @@ int main(int argc, char **argv)
 			break;
 		case 'a':
 			all = true;
+			break;
+		case 'm':
+			memory = true;
 			break;
 		case 'j':
 			jobs = FF_MAX(1, FF_MIN((unsigned)atoi(optarg), MAX_JOBS));
@@ -591,7 +632,7 @@ int main(int argc, char **argv)
 		waitpid(pid, &result, 0);
 		printf("%s\n", result ? "wrong" : "right");
 	} else {
-		result = run_choice(&w, all, jobs);
+		result = run_choice(&w, all, memory, jobs);
 	}
 	nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 	return result ? 1 : 0;
