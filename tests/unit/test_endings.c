@@ -282,7 +282,7 @@ Test(endings, damaged_ones_and_interrupted_ones_do_not_get_in_each_others_way)
  * seconds from now. */
 static void kill_and_change(int alive, bool change_it)
 {
-	char path[160], text[32];
+	char path[160], text[32] = "";
 	int status, past;
 	pid_t pid;
 
