@@ -156,7 +156,7 @@ static struct round_snap *new_snap(struct round *r, const char *name)
 		memset(s->may_break, 0, sizeof s->may_break);
 		memset(s->broken, 0, sizeof s->broken);
 		s->durable = r->config.durable;
-		s->settling = false;
+		s->settling = s->refused = false;
 		round_copy_tree(&s->tree, &r->model->live);
 		s->state = ROUND_COMING;
 		return s;
@@ -181,6 +181,8 @@ static int run_freeze(struct round *r, const struct round_step *s)
 	}
 	if (snap)
 		snap->state = !e ? ROUND_THERE : r->may_come ? ROUND_COMING : ROUND_FREE;
+	if (snap)
+		snap->refused = e != 0;
 	return e;
 }
 

@@ -111,6 +111,7 @@ struct round_snap {
 	enum round_state state;
 	char name[16], to[16];
 	bool durable;
+	bool refused;                /* mkdir failed: it may be there, and may be gone later */
 	bool settling;               /* it is GOING or COMING since before the last open */
 	bool may_break[ROUND_FILES]; /* a fault allows it */
 	bool broken[ROUND_FILES];    /* it was seen: must stay so */

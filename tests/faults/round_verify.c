@@ -214,7 +214,7 @@ static void settle_snap(struct round *r, struct round_snap *s, const struct list
 			memcpy(s->name, s->to, sizeof s->name);
 		s->state = there || moved ? ROUND_THERE : ROUND_FREE;
 	} else if (s->state == ROUND_THERE && !there) {
-		if (!(tolerance & ROUND_MAY_VANISH) || s->durable)
+		if (!s->refused && (!(tolerance & ROUND_MAY_VANISH) || s->durable))
 			round_complain(r, "snapshot %s is not there", s->name);
 		s->state = ROUND_FREE;
 	} else if (!there) {
