@@ -86,7 +86,7 @@ ParameterizedTest(uint64_t *size, clustermap, equals_model)
 	free(model);
 }
 
-Test(clustermap, empty)
+Test(clustermap, none_set)
 {
 	struct clustermap map;
 	bool set = true;
