@@ -43,6 +43,7 @@ struct fs {
 	struct node_table *nodes;
 	struct node *root;
 	struct node *snaps;
+	atomic_llong complained; /* when the log was told that descriptors are scarce, seconds */
 
 	bool as_caller;           /* we may take on a caller's ids and keep our capabilities */
 	pthread_key_t thread_key; /* struct fs_thread of each thread, made when first needed */

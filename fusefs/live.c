@@ -18,11 +18,15 @@
 #include <linux/xattr.h>
 #include <string.h>
 #include <sys/xattr.h>
+#include <time.h>
 
+#include "ff_log.h"
 #include "ff_util.h"
 #include "fusefs/creds.h"
 #include "fusefs/fuse_api.h"
 #include "fusefs/inode.h"
+
+enum { COMPLAIN_S = 60 };
 
 int live_stat(struct fs *fs, struct node *node, struct stat *out)
 {
@@ -39,6 +43,20 @@ static int live_getattr(struct fs *fs, struct node *node, struct handle *handle,
 	return live_stat(fs, node, out);
 }
 
+/* Says what to do when a file cannot be found for want of a descriptor; once a minute, not for each
+ * of the names that a find(1) asks for. */
+static void complain(struct fs *fs)
+{
+	struct timespec now;
+	long long last = atomic_load(&fs->complained);
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if ((!last || now.tv_sec - last >= COMPLAIN_S) &&
+	    atomic_compare_exchange_strong(&fs->complained, &last, now.tv_sec + 1))
+		ff_error("more files are in use than there may be descriptors: raise the limit of "
+		         "open files (ulimit -Hn, or LimitNOFILE= of a service) and mount anew");
+}
+
 int live_entry(struct fs *fs, int fd, struct entry *out)
 {
 	struct node proto = {.ops = &live_node_ops, .fd = fd};
@@ -47,6 +65,8 @@ int live_entry(struct fs *fs, int fd, struct entry *out)
 	/* Looking at many names must not leave a save without a descriptor. */
 	if (fstatat(fd, "", &out->st, AT_EMPTY_PATH) < 0 || fd > fs->highest_fd) {
 		r = fd > fs->highest_fd ? -ENFILE : -errno;
+		if (fd > fs->highest_fd)
+			complain(fs);
 		close(fd);
 		return r;
 	}

@@ -51,3 +51,23 @@ for ((i = 0; i < snapshots; i++)); do
 done
 [ -z "$(find "$fleece" -name '*.qcow2')" ] || fail "images are left"
 umount "$mnt"
+
+step "more files than descriptors: that is said, and what is open goes on"
+ulimit -n 1024
+mount_few() {
+	setpriv --bounding-set=-sys_resource "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" -f </dev/null >"$tmp/log" 2>&1 &
+	daemon=$!
+	children+=("$daemon")
+	wait_for 30 mountpoint -q "$mnt" || fail "no mount: $(cat "$tmp/log")"
+}
+mount_few
+exec 5<>"$mnt/d0/f7"
+! find "$mnt"/d* -type f -size +1000 >"$tmp/list" 2>"$tmp/errors" || fail "$files files were found with 1,024 descriptors"
+grep -q 'Too many open files' "$tmp/errors" || fail "find says $(head -1 "$tmp/errors")"
+[ "$(grep -c 'more files are in use.*raise the limit' "$tmp/log")" = 1 ] || fail "the log does not say it once: $(cat "$tmp/log")"
+mkdir "$mnt/snapshots/few"
+printf changed >&5
+exec 5>&-
+[ "$(cat "$mnt/snapshots/few/d0/f7")" = "file 7 of many" ] || fail "what is open does not go on"
+rmdir "$mnt/snapshots/few"
+umount_fs
