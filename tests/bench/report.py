@@ -45,7 +45,28 @@ def markdown(result):
         if verdict is not None and "fleecefs" in names:
             target += "" if verdict else " (missed)"
         lines.append(f"| {row.title} | {base} | " + " | ".join(cells) + f" | {target} |")
-    return "\n".join(lines + ["", *legend(result, rows)]) + "\n"
+    return "\n".join((lines if rows else []) + curve_tables(result) + ["", *legend(result, rows)]) + "\n"
+
+
+def points(curve):
+    """A curve in one line."""
+    return "; ".join(f"{name} " + ", ".join(f"{p['x']}: {number(p['median'])}" for p in series)
+                     for name, series in curve["series"].items()) + f" ({curve['y']})"
+
+
+def curve_tables(result):
+    lines = []
+    for curve in result.get("curves", []):
+        columns = list(curve["series"])
+        lines += ["", f"**{curve['title']}** ({curve['y']})", "",
+                  f"| {curve['x']} | " + " | ".join(columns) + " |",
+                  "|---" * (len(columns) + 1) + "|"]
+        for i, point in enumerate(curve["series"][columns[0]]):
+            cells = [curve["series"][c][i] for c in columns]
+            lines.append(f"| {point['x']} | " + " | ".join(
+                f"{number(p['median'])} ({number(p['min'])} to {number(p['max'])})"
+                for p in cells) + " |")
+    return lines
 
 
 def legend(result, rows):
