@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 
-from area import BenchError, allocated, call, end_process, sync_fs, unmount
+from area import BenchError, allocated, end_process, sync_fs, unmount
 from verify import forget_pages
 
 FICLONE = 0x40049409
@@ -24,6 +24,7 @@ class System:
     name = title = None
     stores = ("disk",)  # where saved data can go: the same disk, or tmpfs as well
     snapshots = True
+    wrong = None  # says that a frozen view was not what had been frozen
 
     def __init__(self, bench, label=""):
         self.bench = bench
@@ -208,26 +209,3 @@ def resident(pid):
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
     raise BenchError(f"process {pid} has ended")
-
-
-def make(bench, name, label=""):
-    """The system of that name; Skip says why it cannot be had here."""
-    makers = {
-        "plain": Plain,
-        "fleecefs": Fleecefs,
-        "xfs": Xfs,
-        "btrfs": Btrfs,
-    }
-    return makers[name](bench, label)
-
-
-def versions(bench):
-    """What was measured with what."""
-    def first(*args):
-        try:
-            return call(*args).splitlines()[0].strip()
-        except (BenchError, OSError, IndexError):
-            return None
-    found = {"fleecefs": call(bench.program, "-V").strip().replace("\n", ", "),
-             "fio": first("fio", "--version"), "kernel": os.uname().release}
-    return {k: v for k, v in found.items() if v}

@@ -25,6 +25,10 @@ class Row:
     def note(self, system, text):
         self.notes[system] = text
 
+    def forget(self, system):
+        self.samples.pop(system, None)
+        self.notes.pop(system, None)
+
     def figures(self, system):
         """What the figure is taken from, one for each round."""
         own = self.samples.get(system, [])
@@ -73,10 +77,10 @@ def interleave(systems, rounds):
 
 
 def measure(row, systems, rounds, sample):
-    """Takes a sample of each system in each round."""
+    """Takes a sample of each system in each round, but of none whose view turned out to be wrong."""
     for order in interleave(systems, rounds):
         for system in order:
-            value = sample(system)
+            value = None if system.wrong else sample(system)
             if value is not None:
                 row.add(system.name, value)
     return row

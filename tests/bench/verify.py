@@ -1,7 +1,8 @@
 """
 The frozen view stays right while it is measured. Before a snapshot the content of the disk is hashed,
 from the file beneath; after each measured run the frozen file is hashed and must be the same. One
-mismatch ends the whole run, and no table is written.
+mismatch of fleecefs ends the whole run, and no table is written; a peer's ends what is measured of
+that peer's snapshots.
 """
 import hashlib
 import os
@@ -11,7 +12,7 @@ from area import MIB, BenchError, call
 
 
 class Mismatch(BenchError):
-    """A frozen view is not what the disk was. Nothing that was measured counts."""
+    """A frozen view is not what the disk was. What was measured of it does not count."""
 
 
 def forget_pages(path):
@@ -79,4 +80,4 @@ class Verifier:
         self.checks += 1
         if found != expected:
             raise Mismatch(f"{system.name}: {frozen} is not what was frozen: hash {found}, "
-                           f"expected {expected}. No result is written.")
+                           f"expected {expected}")

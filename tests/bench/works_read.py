@@ -11,7 +11,7 @@ from table import VALUE, Row, measure
 from works import under_snapshot
 
 
-def read_rows(bench, when, text, target):
+def read_rows(bench, systems, when, text, target):
     """Reads the frozen file with a cold cache, as backup tools do."""
     def tar_rate(system, row):
         took, total, ended = cold_tar(system.frozen, bench.patience)
@@ -19,13 +19,13 @@ def read_rows(bench, when, text, target):
             row.note(system.name, f"stopped after {bench.patience} s")
         return total / MIB / took
     row = Row(f"frozen-{when}-dd-1M", f"frozen read {text}: dd bs=1M", "MiB/s", target=target)
-    yield measure(row, bench.systems, bench.rounds,
+    yield measure(row, systems, bench.rounds,
                   lambda s: cold_dd(s.frozen, "1M", bench.patience))
     row = Row(f"frozen-{when}-dd-10k", f"frozen read {text}: dd bs=10k", "MiB/s", target=target)
-    yield measure(row, bench.systems, bench.rounds,
+    yield measure(row, systems, bench.rounds,
                   lambda s: cold_dd(s.frozen, "10k", bench.patience))
     row = Row(f"frozen-{when}-tar", f"frozen read {text}: tar -S", "MiB/s", target=target)
-    yield measure(row, bench.systems, bench.rounds, lambda s, row=row: tar_rate(s, row))
+    yield measure(row, systems, bench.rounds, lambda s, row=row: tar_rate(s, row))
 
 
 def overwrite_blocks(bench, system, share):
@@ -48,7 +48,7 @@ def stored(bench):
 
     def sample(system):
         return under_snapshot(bench, system, lambda: stored_share(bench, system, 128))
-    systems = [s for s in bench.systems if s.snapshots]
+    systems = bench.sound(snapshots=True)
     yield measure(row, systems, 1, sample)
 
 
@@ -60,24 +60,24 @@ def stored_share(bench, system, share):
 
 def frozen(bench):
     """Before any write, and after a quarter of the blocks was overwritten at random."""
-    expected = {}
-    for system in bench.systems:
+    systems, expected = bench.sound(), {}
+    for system in systems:
         system.settle()
         if system.snapshots:
             expected[system.name] = bench.verify.content(system)
             system.snapshot()
-    yield from read_rows(bench, "before", "before any write", ">= .90")
+    yield from read_rows(bench, systems, "before", "before any write", ">= .90")
     row = stored_row(4, "1/4")
-    for system in bench.systems:
+    for system in systems:
         share = stored_share(bench, system, 4)
         if system.snapshots:
             row.add(system.name, share)
         system.settle()
     yield row
-    yield from read_rows(bench, "after", "after 1/4 of the 4K blocks was overwritten", ">= .75")
-    for system in bench.systems:
+    yield from read_rows(bench, systems, "after", "after 1/4 of the 4K blocks was overwritten", ">= .75")
+    for system in systems:
         if system.snapshots:
-            bench.verify.check(system, expected[system.name])
+            bench.check(system, expected[system.name])
             system.drop()
         system.settle()
 
@@ -100,7 +100,7 @@ def other_disks(bench, label, make_disk):
     """The same systems with a disk of another kind, for a while."""
     with contextlib.ExitStack() as stack:
         systems = []
-        for name in [s.name for s in bench.systems]:
+        for name in [s.name for s in bench.sound()]:
             system = bench.make(name, label)
             system.prepare(make_disk)
             stack.callback(system.close)
