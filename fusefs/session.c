@@ -40,14 +40,17 @@
 #include "fusefs/creds.h"
 #include "fusefs/dispatch.h"
 #include "fusefs/inode.h"
+#include "fusefs/loop.h"
 #include "fusefs/mountpoint.h"
 #include "fusefs/own_mount.h"
 #include "fusefs/privileges.h"
 
-#define READ_AHEAD_KB   4096
-#define NODE_FD_RESERVE 4096
-#define WAKE            SIGUSR1 /* to the main thread: look whether the session has ended */
-#define SYNC_STEPS      200     /* of 50 ms: longest wait for dirty pages at a signal */
+#define READ_AHEAD_KB    4096
+#define NODE_FD_RESERVE  4096
+#define MAX_THREADS      64
+#define MAX_IDLE_THREADS 16
+#define WAKE             SIGUSR1 /* to the main thread: look whether the session has ended */
+#define SYNC_STEPS       200     /* of 50 ms: longest wait for dirty pages at a signal */
 
 struct session {
 	const struct options *o;
@@ -256,17 +259,19 @@ static void *check_ready(void *arg)
 static int loop(struct session *s)
 {
 	const struct options *o = s->o;
+	unsigned max = o->single_thread ? 1 : o->max_threads ? o->max_threads : MAX_THREADS;
+	unsigned max_idle = o->max_idle_threads ? o->max_idle_threads : MAX_IDLE_THREADS;
 	struct fuse_loop_config *config;
 	int r;
 
-	if (o->single_thread)
-		return fuse_session_loop(s->se);
+	if (!o->clone_fd || o->single_thread)
+		return loop_run(s->se, max, max_idle);
 	config = fuse_loop_cfg_create();
 	if (!config)
 		return -ENOMEM;
-	fuse_loop_cfg_set_clone_fd(config, o->clone_fd);
-	fuse_loop_cfg_set_max_threads(config, o->max_threads ? o->max_threads : 64);
-	fuse_loop_cfg_set_idle_threads(config, o->max_idle_threads ? o->max_idle_threads : 16);
+	fuse_loop_cfg_set_clone_fd(config, true);
+	fuse_loop_cfg_set_max_threads(config, max);
+	fuse_loop_cfg_set_idle_threads(config, max_idle);
 	r = fuse_session_loop_mt(s->se, config);
 	fuse_loop_cfg_destroy(config);
 	return r;
