@@ -7,15 +7,15 @@
  * (stale) and its views are broken, for what they would read is gone; that can happen only when
  * SOURCE was changed behind the mount, because a disk that a snapshot needs is never unlinked.
  *
- * Descriptors: path_fd pins the inode from the first handle on; source_fd is opened from it, or by
- * the disk's path, when old data or a frozen view is first read. Both stay until the disk goes,
- * and so do those of its images, as long as descriptors are plenty. New ones have the lowest free
- * number: one whose number is above half of what the process may have is a sign that they are not,
- * and is closed when nobody uses the disk. So what is kept for disks and images that nobody uses is
- * at most half of the limit, whatever their number. Of a disk that is in use, the newest image is
- * what its writers need; when descriptors are scarce, the others are closed as well, by the next
- * freeze, drop or reader that ends: no reader is in the barrier `reads` then, and whoever else uses
- * an image that is not the newest has its link pinned.
+ * Descriptors: path_fd pins the inode from the first handle on; the three to read with are opened
+ * from it, or by the disk's path, when old data or a frozen view is first read. They stay until the
+ * disk goes, and so do those of its images, as long as descriptors are plenty. New ones have the
+ * lowest free number: one whose number is above half of what the process may have is a sign that
+ * they are not, and is closed when nobody uses the disk. So what is kept for disks and images that
+ * nobody uses is at most half of the limit, whatever their number. Of a disk that is in use, the
+ * newest image is what its writers need; when descriptors are scarce, the others are closed as
+ * well, by the next freeze, drop or reader that ends: no reader is in the barrier `reads` then, and
+ * whoever else uses an image that is not the newest has its link pinned.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -78,6 +78,8 @@ static struct ff_disk *disk_new(struct ff_store *s, const struct identity *id)
 	d->refs = 1;
 	atomic_init(&d->path_fd, -1);
 	atomic_init(&d->source_fd, -1);
+	atomic_init(&d->old_fd, -1);
+	atomic_init(&d->direct_fd, -1);
 	pthread_mutex_init(&d->claim_lock, NULL);
 	pthread_cond_init(&d->claim_freed, NULL);
 	pthread_mutex_init(&d->append, NULL);
@@ -91,6 +93,10 @@ static void disk_free(struct ff_disk *d)
 		close(d->path_fd);
 	if (d->source_fd >= 0)
 		close(d->source_fd);
+	if (d->old_fd >= 0)
+		close(d->old_fd);
+	if (d->direct_fd >= 0)
+		close(d->direct_fd);
 	pthread_mutex_destroy(&d->claim_lock);
 	pthread_cond_destroy(&d->claim_freed);
 	pthread_mutex_destroy(&d->append);
@@ -229,6 +235,8 @@ void disk_unuse(struct ff_disk *d)
 	if (--d->users == 0 && atomic_load(&s->late) == 0 && atomic_load(&d->top)) {
 		take_high(s, &d->path_fd, fds, &n);
 		take_high(s, &d->source_fd, fds, &n);
+		take_high(s, &d->old_fd, fds, &n);
+		take_high(s, &d->direct_fd, fds, &n);
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)
 			n += ff_image_take_fds(l->img, s->many_fds, fds + n, CLOSED_AT_ONCE - n);
 	}
@@ -359,17 +367,18 @@ static int open_by_path(struct ff_disk *d, int *out)
 	return r;
 }
 
-int disk_source(struct ff_disk *d, int *fd)
+/* Opens the disk's source as *AT, unless it is. */
+static int open_source(struct ff_disk *d, _Atomic int *at, int flags, int *fd)
 {
 	int r = 0, path_fd, out = -1;
 
-	*fd = atomic_load_explicit(&d->source_fd, memory_order_acquire);
+	*fd = atomic_load_explicit(at, memory_order_acquire);
 	if (*fd >= 0)
 		return 0;
 	FF_GUARD(&d->fd_lock);
-	*fd = atomic_load(&d->source_fd);
-	if (*fd >= 0)
-		return 0;
+	*fd = atomic_load(at);
+	if (*fd >= 0 || *fd == FD_REFUSED)
+		return *fd >= 0 ? 0 : -EINVAL;
 	path_fd = atomic_load(&d->path_fd);
 	if (path_fd < 0) {
 		r = open_by_path(d, &path_fd);
@@ -378,14 +387,27 @@ int disk_source(struct ff_disk *d, int *fd)
 		atomic_store(&d->path_fd, path_fd);
 	}
 	/* Reading for a backup is no access of the guest's; only an owner may say so. */
-	r = io_reopen(path_fd, O_RDONLY | O_NOATIME, &out);
+	r = io_reopen(path_fd, flags | O_RDONLY | O_NOATIME, &out);
 	if (r == -EPERM)
-		r = io_reopen(path_fd, O_RDONLY, &out);
+		r = io_reopen(path_fd, flags | O_RDONLY, &out);
+	if (r == -EINVAL)
+		atomic_store(at, FD_REFUSED);
 	if (r)
 		return r;
-	atomic_store_explicit(&d->source_fd, out, memory_order_release);
+	atomic_store_explicit(at, out, memory_order_release);
 	*fd = out;
 	return 0;
+}
+
+int disk_source(struct ff_disk *d, int *fd)
+{
+	return open_source(d, &d->source_fd, 0, fd);
+}
+
+int disk_old_source(struct ff_disk *d, bool direct, int *fd)
+{
+	return direct ? open_source(d, &d->direct_fd, O_DIRECT, fd)
+	              : open_source(d, &d->old_fd, 0, fd);
 }
 
 int disk_stat(struct ff_disk *d, struct stat *st)

@@ -36,7 +36,8 @@
 #include "cow/tree.h"
 #include "ff_store.h"
 
-enum { DISK_BUCKETS = 16384, FORGOTTEN_WORDS = 256 };
+enum { DISK_BUCKETS = 16384, FORGOTTEN_WORDS = 256, FD_REFUSED = -2 };
+enum { OLD_DATA_BYTES = 2 << 20, OLD_DATA_BUFFERS = 8 };
 
 /* Identity of a source: the inode, told from a later one of the same number by its birth time. */
 struct identity {
@@ -99,13 +100,16 @@ struct ff_disk {
 	atomic_bool durable; /* set before the flip, cleared without a chain: a view of it was
 	                        promised to survive power loss, so all its saves are flushed */
 	pthread_mutex_t append;
-	pthread_mutex_t fd_lock; /* opening of the two */
-	_Atomic int path_fd;     /* O_PATH, -1 until a handle was opened */
-	_Atomic int source_fd;   /* O_RDONLY, -1 until first needed */
-	char *path;              /* lock: paths; below SOURCE, NULL without a chain */
-	char *next_path;         /* lock: paths; where a move in hand takes it */
-	bool aside;              /* lock: paths; one of its names is the one aside */
-	atomic_bool has_aside;   /* mirror of aside, for stat */
+	pthread_mutex_t fd_lock;    /* opening of the four */
+	_Atomic uint64_t saved_end; /* a hint of old_data.c's */
+	_Atomic int path_fd;        /* O_PATH, -1 until a handle was opened */
+	_Atomic int source_fd;      /* O_RDONLY, -1 until first needed */
+	_Atomic int old_fd;         /* the same for saves */
+	_Atomic int direct_fd;      /* the same, O_DIRECT; FD_REFUSED: the filesystem has none */
+	char *path;                 /* lock: paths; below SOURCE, NULL without a chain */
+	char *next_path;            /* lock: paths; where a move in hand takes it */
+	bool aside;                 /* lock: paths; one of its names is the one aside */
+	atomic_bool has_aside;      /* mirror of aside, for stat */
 };
 
 struct ff_snap {
@@ -167,6 +171,7 @@ struct ff_store {
 	/* A bit for each hash of an inode number: a disk object that said `touched` of this epoch
 	 * may have been freed. Cleared before the epoch rises; set within disks_lock. */
 	_Atomic uint64_t forgotten[FORGOTTEN_WORDS];
+	void *_Atomic old_data[OLD_DATA_BUFFERS]; /* whoever takes one puts NULL in its place */
 	pthread_mutex_t disks_lock;
 	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
 	pthread_mutex_t space_lock;          /* the next three; a leaf */
@@ -197,6 +202,8 @@ void disk_forget_none(struct ff_store *s);
 void disk_unref(struct ff_disk *d);
 /* A descriptor to read the source with, owned by the disk. */
 int disk_source(struct ff_disk *d, int *fd);
+/* The same for saves; DIRECT: past the page cache, or -EINVAL where that cannot be. */
+int disk_old_source(struct ff_disk *d, bool direct, int *fd);
 /* What fstat says of the source now. */
 int disk_stat(struct ff_disk *d, struct stat *st);
 /* Calls FN for each disk that has a chain, with a reference held and no lock of disk.c. */
@@ -244,6 +251,16 @@ int lost_settled(struct ff_disk *d);
 void lost_forget(struct link *l);
 /* At open, when chains are made: breaks the views that notes tell of. */
 int lost_recall(struct ff_store *s);
+
+/* --- old_data.c --- */
+/* Reads old data for a save, into memory aligned as O_DIRECT wants it. DIRECT: the change that asks
+ * goes past the page cache. *GOT as in io_pread(). */
+int old_data_read(struct ff_disk *d, bool direct, void *buf, size_t len, uint64_t off, size_t *got);
+/* Memory for old data, at least OLD_DATA_BYTES and aligned for O_DIRECT: NULL without memory. To be
+ * given back. */
+void *old_data_buffer(struct ff_store *s);
+void old_data_buffer_back(struct ff_store *s, void *buf);
+void old_data_free_buffers(struct ff_store *s);
 
 /* --- preserve.c --- */
 /* Waits for the saves of these clusters that are under way. */

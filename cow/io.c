@@ -124,6 +124,24 @@ int io_seek(int fd, uint64_t off, int whence, uint64_t *out)
 	return 0;
 }
 
+#ifndef __NR_cachestat
+#define __NR_cachestat 451 /* on all architectures, in Linux 6.5 and later */
+#endif
+
+bool io_cached(int fd, uint64_t off, uint64_t len)
+{
+	struct {
+		uint64_t off, len;
+	} range = {off, len};
+	struct {
+		uint64_t cache, dirty, writeback, evicted, recently_evicted;
+	} stat;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	return syscall(__NR_cachestat, fd, &range, &stat, 0) < 0 ||
+	       stat.cache >= (off + len - 1) / page - off / page + 1;
+}
+
 int io_fdatasync(int fd)
 {
 	int r;

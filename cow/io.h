@@ -32,6 +32,8 @@ int io_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 /* SEEK_DATA or SEEK_HOLE; -ENXIO past the end or where no data follows. Moves the file position,
  * which nothing here relies on. */
 int io_seek(int fd, uint64_t off, int whence, uint64_t *out);
+/* Are all bytes of the range in the page cache? True also where the kernel does not tell. */
+bool io_cached(int fd, uint64_t off, uint64_t len);
 int io_fdatasync(int fd);
 int io_fsync(int fd);
 /* Of the whole filesystem that FD is on. */

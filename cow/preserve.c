@@ -41,6 +41,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"
+#include "cow/qcow2_format.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -57,6 +58,7 @@ struct effect {
 	uint64_t off, end;
 	const char *bytes; /* become these; NULL: zeros, unless unknown */
 	bool unknown;
+	bool direct; /* it goes past the page cache */
 };
 
 static struct effect effect_of(const struct ff_change *c)
@@ -65,17 +67,17 @@ static struct effect effect_of(const struct ff_change *c)
 
 	switch (c->kind) {
 	case FF_WRITE:
-		return (struct effect){off, off + c->len, c->buf, false};
+		return (struct effect){.off = off, .end = off + c->len, .bytes = c->buf};
 	case FF_COPY:
-		return (struct effect){off, off + c->len, NULL, true};
+		return (struct effect){.off = off, .end = off + c->len, .unknown = true};
 	case FF_TRUNCATE:
-		return (struct effect){off, UINT64_MAX, NULL, false};
+		return (struct effect){.off = off, .end = UINT64_MAX};
 	case FF_FALLOCATE:
 		if (c->mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-			return (struct effect){off, off + c->len, NULL, false};
+			return (struct effect){.off = off, .end = off + c->len};
 		break;
 	}
-	return (struct effect){0, 0, NULL, false};
+	return (struct effect){.end = 0};
 }
 
 static bool all_zero(const char *p, size_t n)
@@ -146,10 +148,8 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 	const struct ff_image_desc *desc = ff_image_desc(top->img);
 	size_t size = desc->cluster_size, len = (size_t)count * size, got;
 	uint64_t at = first * size, saves = 0;
-	int fd, r = disk_source(top->disk, &fd);
+	int r = old_data_read(top->disk, e->direct, buf, len, at, &got);
 
-	if (!r)
-		r = io_pread(fd, buf, len, at, &got);
 	if (r)
 		return r;
 	if (at + got > desc->size)
@@ -170,20 +170,26 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 
 static int save_claimed(struct link *top, const struct effect *e, uint64_t first, uint64_t count)
 {
+	struct ff_store *s = top->disk->store;
 	size_t len = (size_t)count * ff_image_desc(top->img)->cluster_size;
-	char small[STACK_BYTES] __attribute__((aligned(64)));
-	uint8_t few[STACK_BYTES / 4096];
-	ff_autofree void *large = NULL;
-	ff_autofree uint8_t *many = NULL;
+	char small[STACK_BYTES] __attribute__((aligned(DIRECT_ALIGN)));
+	uint8_t wanted[SAVE_BYTES / 4096];
+	void *large;
+	int r;
 
 	if (len <= sizeof small)
-		return save_into(top, e, first, count, small, few);
-	large = aligned_alloc(DIRECT_ALIGN, len);
-	many = malloc(count);
-	if (!large || !many)
+		return save_into(top, e, first, count, small, wanted);
+	large = old_data_buffer(s);
+	if (!large)
 		return -ENOMEM;
-	return save_into(top, e, first, count, large, many);
+	r = save_into(top, e, first, count, large, wanted);
+	old_data_buffer_back(s, large);
+	return r;
 }
+
+_Static_assert((int)SAVE_BYTES <= (int)OLD_DATA_BYTES,
+               "a run of clusters fits into a buffer for old data");
+_Static_assert(QCOW2_CLUSTER_MAX <= (unsigned)OLD_DATA_BYTES, "and so does a cluster");
 
 /* Where the change makes zeros, holes of the source need no saving: the first cluster from FIRST
  * on, below END, that has data. */
@@ -358,10 +364,17 @@ static int guest_error(int r)
 	return r == -ENOSPC || r == -EDQUOT ? -ENOSPC : r == -ENOMEM ? r : -EIO;
 }
 
+static bool is_direct(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags >= 0 && flags & O_DIRECT;
+}
+
 /* Both phases. */
 static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
-	const struct effect e = effect_of(c);
+	struct effect e = effect_of(c);
 	struct link *saved = NULL, *top;
 	uint64_t first, end;
 	unsigned token;
@@ -380,6 +393,7 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 		if (saved)
 			atomic_fetch_sub(&saved->pins, 1);
 		saved = top;
+		e.direct = is_direct(c->fd);
 		r = chain_wanted(d) ? preserve(top, &e, first, end) : 0;
 		if (!r)
 			r = lost_settled(d); /* what we did not save another thread may break */
@@ -399,19 +413,13 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 	return r;
 }
 
-/* O_DIRECT wants aligned memory; a request's payload seldom is. */
+/* O_DIRECT wants aligned memory. */
 static int change_aligned(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
 	ff_autofree void *copy = NULL;
 	struct ff_change aligned = *c;
-	int flags;
 
-	if (c->kind != FF_WRITE || (uintptr_t)c->buf % DIRECT_ALIGN == 0)
-		return change(d, c, done);
-	flags = fcntl(c->fd, F_GETFL);
-	if (flags < 0)
-		return -errno;
-	if (!(flags & O_DIRECT))
+	if (c->kind != FF_WRITE || (uintptr_t)c->buf % DIRECT_ALIGN == 0 || !is_direct(c->fd))
 		return change(d, c, done);
 	copy = aligned_alloc(DIRECT_ALIGN, ff_round_up(FF_MAX(c->len, 1), DIRECT_ALIGN));
 	if (!copy)

@@ -253,6 +253,7 @@ static void store_free(struct ff_store *s)
 	disk_each(s, free_chain, NULL);
 	free_snapshots(s);
 	barrier_free(s->writes);
+	old_data_free_buffers(s);
 	barrier_free(s->reads);
 	close_fd(s->aside_fd);
 	close_fd(s->pulse_fd);
