@@ -4,6 +4,7 @@ stack of what must be undone. Whatever is set up pushes its end at once; the sta
 whatever happens, signals included, so that nothing stays mounted.
 """
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -98,9 +99,20 @@ class Area:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
         os.makedirs(self.parent, exist_ok=True)
+        self._alone()
         self.path = os.path.realpath(tempfile.mkdtemp(prefix="fleecefs-bench.", dir=self.parent))
         self.stack.callback(shutil.rmtree, self.path, ignore_errors=True)
         return self
+
+    def _alone(self):
+        """Two runs at a time would measure each other."""
+        lock = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY)
+        self.stack.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run that works below {self.parent}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
     def __exit__(self, *_):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -117,9 +117,9 @@ def tree_of(path, count, writers):
 
 def disks(bench):
     """1 to 10,000 disks in the tree, 16 writers at work."""
-    times = Curve("disks-mkdir", "Time of mkdir, by disks in the tree", "disks", "ms a disk")
+    times = Curve("disks-mkdir", "mkdir for each disk of the tree", "disks", "ms a disk")
     total = Curve("disks-total", "Time of mkdir, by disks in the tree", "disks", "ms")
-    pauses = Curve("disks-pause", "The longest that a write of 16 writers took", "disks", "ms")
+    pauses = Curve("disks-pause", "The longest write of 16 guests", "disks", "ms")
     for count in (1, 100, 1000) + ((10000,) if not bench.args.short else ()):
         ours = bench.make("fleecefs", f"-tree{count}")
         tree_of(os.path.join(ours.base, "source", "tree"), count, 16)

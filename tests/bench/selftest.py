@@ -109,7 +109,7 @@ class SmallBench:
 
 def mounted(program, spoil):
     """fleecefs itself under the check: right when left alone, wrong when its disk is changed."""
-    with Area("/var/tmp", False) as area:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place, Area(place, False) as area:
         bench = SmallBench(area, program, spoil)
         system = peers.Fleecefs(bench)
         system.prepare(lambda path: fill(path, 4 * MIB))
