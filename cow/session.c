@@ -378,7 +378,9 @@ static int lost_pages(struct ff_disk *d, void *ctx)
 	int fd, r;
 
 	disk_use(d);
-	r = disk_source(d, &fd);
+	/* one that is open: what fails as a whole cannot be opened */
+	fd = atomic_load(&d->old_fd);
+	r = fd >= 0 ? 0 : disk_source(d, &fd);
 	if (!r)
 		r = io_writeback_error(fd);
 	for (struct link *l = atomic_load(&d->top); l && !r; l = l->older)
