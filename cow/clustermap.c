@@ -178,6 +178,35 @@ uint64_t clustermap_run(const struct clustermap *map, uint64_t first, uint64_t m
 	return n ? FF_MIN(n, max) : 1;
 }
 
+/* Word I of the map. */
+static uint64_t word_at(const struct clustermap *map, uint64_t i)
+{
+	uint64_t per_chunk = CLUSTERMAP_CHUNK_BITS / WORD_BITS;
+	word_t *chunk;
+
+	if (i / per_chunk >= map->chunk_count ||
+	    i % per_chunk >= chunk_words(map, (size_t)(i / per_chunk)))
+		return 0;
+	chunk = chunk_at(map, (size_t)(i / per_chunk));
+	return chunk ? atomic_load_explicit(&chunk[i % per_chunk], memory_order_acquire) : 0;
+}
+
+void clustermap_bits(const struct clustermap *map, uint64_t first, unsigned count, uint64_t *out)
+{
+	unsigned shift = first % WORD_BITS;
+
+	for (unsigned done = 0; done < count; done += WORD_BITS) {
+		uint64_t i = (first + done) / WORD_BITS;
+		uint64_t w = word_at(map, i) >> shift;
+
+		if (shift && count - done > WORD_BITS - shift)
+			w |= word_at(map, i + 1) << (WORD_BITS - shift);
+		if (count - done < WORD_BITS)
+			w &= (UINT64_C(1) << (count - done)) - 1;
+		out[done / WORD_BITS] = w;
+	}
+}
+
 const uint8_t *clustermap_bytes(const struct clustermap *map, uint64_t first)
 {
 	word_t *chunk = chunk_at(map, first / CLUSTERMAP_CHUNK_BITS);

@@ -37,6 +37,10 @@ bool clustermap_test(const struct clustermap *map, uint64_t cluster);
  * least 1 (MAX must be). Acquire. Clusters beyond the end are clear. */
 uint64_t clustermap_run(const struct clustermap *map, uint64_t first, uint64_t max, bool *set);
 
+/* The bits of COUNT clusters from FIRST on, in OUT: cluster FIRST + I is bit I % 64 of word I / 64.
+ * Acquire. Clusters beyond the end are clear, and so are the bits beyond COUNT. */
+void clustermap_bits(const struct clustermap *map, uint64_t first, unsigned count, uint64_t *out);
+
 /* The bits of the chunk that holds FIRST as bytes, lowest bit first, from FIRST on (a multiple of
  * 8), up to the map's size; NULL: all clear. Stable only while the caller keeps others from
  * changing the map. */

@@ -14,6 +14,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -122,6 +123,18 @@ int io_seek(int fd, uint64_t off, int whence, uint64_t *out)
 		return -errno;
 	*out = (uint64_t)r;
 	return 0;
+}
+
+bool io_pread_cached(int fd, void *buf, size_t len, uint64_t off)
+{
+	struct iovec iov = {buf, len};
+
+	return preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT) == (ssize_t)len;
+}
+
+void io_will_need(int fd, uint64_t off, uint64_t len)
+{
+	posix_fadvise(fd, (off_t)off, (off_t)len, POSIX_FADV_WILLNEED); /* a hint */
 }
 
 #ifndef __NR_cachestat

@@ -32,6 +32,10 @@ int io_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 /* SEEK_DATA or SEEK_HOLE; -ENXIO past the end or where no data follows. Moves the file position,
  * which nothing here relies on. */
 int io_seek(int fd, uint64_t off, int whence, uint64_t *out);
+/* Reads LEN bytes if all are in the page cache; false: not, and what BUF has is undefined. */
+bool io_pread_cached(int fd, void *buf, size_t len, uint64_t off);
+/* Begins to read the range into the page cache, without waiting for it. */
+void io_will_need(int fd, uint64_t off, uint64_t len);
 /* Are all bytes of the range in the page cache? True also where the kernel does not tell. */
 bool io_cached(int fd, uint64_t off, uint64_t len);
 int io_fdatasync(int fd);

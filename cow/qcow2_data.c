@@ -1,5 +1,5 @@
 /*
- * Saving, reading and releasing clusters. The states and the order of writes are told at the top of
+ * Saving and releasing clusters. The states and the order of writes are told at the top of
  * qcow2_image.c; this file has no state of its own.
  *
  * A save allocates all its data clusters as one contiguous run, so that one write of checksums and
@@ -20,8 +20,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-#define INLINE_ENTRIES  64u  /* of a save, without malloc */
-#define ENTRIES_AT_ONCE 512u /* of a read or release */
+#define INLINE_ENTRIES 64u /* of a save, without malloc */
 
 struct save {
 	struct ff_image *img;
@@ -215,11 +214,11 @@ int ff_image_save(struct ff_image *img, uint64_t first, uint64_t count, const vo
 
 int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bool durable)
 {
-	uint8_t entries[ENTRIES_AT_ONCE * 8];
+	uint8_t entries[IMAGE_ENTRIES * 8];
 	uint64_t done = 0;
 	int r = check_range(img, first, count);
 
-	for (size_t i = 0; i < ENTRIES_AT_ONCE; i++)
+	for (size_t i = 0; i < IMAGE_ENTRIES; i++)
 		ff_put_be64(entries + i * 8, QCOW2_ZERO);
 	if (!r)
 		r = clustermap_reserve(&img->marks, first, count);
@@ -232,7 +231,7 @@ int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bo
 		struct save s = {
 		    .img = img,
 		    .first = first + done,
-		    .count = FF_MIN(count - done, (uint64_t)ENTRIES_AT_ONCE),
+		    .count = FF_MIN(count - done, (uint64_t)IMAGE_ENTRIES),
 		    .entries = entries,
 		};
 		bool keep; /* nothing is allocated here */
@@ -245,121 +244,6 @@ int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bo
 		r = ff_image_flush(img);
 	if (!r)
 		clustermap_set(&img->marks, first, count);
-	return r;
-}
-
-/* --- reading ---------------------------------------------------------------------------------- */
-
-/* The L2 entries of COUNT clusters, at most ENTRIES_AT_ONCE, decoded: HOST[] (0: no data), KINDS[].
- * Clusters that are not marked are FF_KIND_NONE. */
-static int read_entries(struct ff_image *img, uint64_t first, uint64_t count, uint64_t *host,
-                        uint8_t *kinds)
-{
-	uint8_t raw[ENTRIES_AT_ONCE * 8];
-	uint64_t i = 0;
-	int fd, r = image_fd(img, &fd);
-
-	while (!r && i < count) {
-		bool marked;
-		uint64_t n = clustermap_run(&img->marks, first + i, count - i, &marked);
-
-		if (marked)
-			r = io_pread_full(fd, raw, n * 8, image_l2_offset(img, first + i));
-		for (uint64_t j = 0; !r && j < n; j++) {
-			enum ff_image_kind kind = FF_KIND_NONE;
-
-			host[i + j] = 0;
-			if (marked)
-				r = qcow2_entry_decode(&img->l, ff_be64(raw + j * 8),
-				                       img->l.capacity, &host[i + j], &kind);
-			kinds[i + j] = (uint8_t)kind;
-			if (r)
-				ff_error("%s: the table entry of the cluster at %llu is damaged",
-				         img->path,
-				         (unsigned long long)(first + i + j) * img->l.cluster_size);
-		}
-		i += n;
-	}
-	return r == -EINVAL ? -EIO : r;
-}
-
-int ff_image_kinds(struct ff_image *img, uint64_t first, uint64_t count, uint8_t *kinds)
-{
-	uint64_t host[ENTRIES_AT_ONCE], done = 0;
-	int r = check_range(img, first, count);
-
-	while (!r && done < count) {
-		uint64_t n = FF_MIN(count - done, (uint64_t)ENTRIES_AT_ONCE);
-
-		r = read_entries(img, first + done, n, host, kinds + done);
-		done += n;
-	}
-	return r;
-}
-
-/* Reads N data clusters that are neighbours in the image, and checks them. */
-static int read_data(struct ff_image *img, uint64_t first, uint64_t n, uint64_t host, uint8_t *buf)
-{
-	uint8_t sums[ENTRIES_AT_ONCE * 8];
-	uint32_t cs = img->l.cluster_size;
-	size_t got = 0;
-	int fd, sums_fd, r = image_fd(img, &fd);
-
-	if (!r)
-		r = image_sums_fd(img, false, &sums_fd);
-	if (!r)
-		r = io_pread_full(fd, buf, n * cs, host * cs);
-	if (!r)
-		r = io_pread(sums_fd, sums, n * 8, qcow2_sum_offset(&img->l, host), &got);
-	for (uint64_t i = 0; !r && i < n; i++) {
-		if ((i + 1) * 8 <= got &&
-		    ff_be64(sums + i * 8) == qcow2_sum(buf + i * cs, cs, first + i))
-			continue;
-		ff_error("%s: the saved cluster of the disk's offset %llu (offset %llu of the "
-		         "image) does not match its checksum",
-		         img->path, (unsigned long long)(first + i) * cs,
-		         (unsigned long long)(host + i) * cs);
-		r = -EIO;
-	}
-	return r;
-}
-
-/* Reads the run of clusters from I on that are stored alike; *N: their number. */
-static int read_run(struct ff_image *img, uint64_t first, uint64_t count, const uint64_t *host,
-                    const uint8_t *kinds, uint8_t *buf, uint64_t *n)
-{
-	uint64_t end = 1;
-
-	while (end < count && kinds[end] == kinds[0] &&
-	       (kinds[0] != FF_KIND_DATA || host[end] == host[0] + end))
-		end++;
-	*n = end;
-	if (kinds[0] == FF_KIND_NONE)
-		return -ENODATA;
-	if (kinds[0] == FF_KIND_DATA)
-		return read_data(img, first, end, host[0], buf);
-	memset(buf, 0, end * img->l.cluster_size);
-	return 0;
-}
-
-int ff_image_read(struct ff_image *img, uint64_t first, uint64_t count, void *buf)
-{
-	uint64_t host[ENTRIES_AT_ONCE];
-	uint8_t kinds[ENTRIES_AT_ONCE];
-	uint8_t *p = buf;
-	int r = check_range(img, first, count);
-
-	while (!r && count) {
-		uint64_t n = FF_MIN(count, (uint64_t)ENTRIES_AT_ONCE), done = 0, run;
-
-		r = read_entries(img, first, n, host, kinds);
-		for (; !r && done < n; done += run)
-			r = read_run(img, first + done, n - done, host + done, kinds + done,
-			             p + done * img->l.cluster_size, &run);
-		first += n;
-		count -= n;
-		p += n * img->l.cluster_size;
-	}
 	return r;
 }
 
@@ -383,13 +267,13 @@ static int free_run(struct ff_image *img, uint64_t host, uint64_t n)
 	return r;
 }
 
-/* Releases a marked run of at most ENTRIES_AT_ONCE clusters. */
+/* Releases a marked run of at most IMAGE_ENTRIES clusters. */
 static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
 {
-	static const uint8_t zeros[ENTRIES_AT_ONCE * 8];
-	uint64_t host[ENTRIES_AT_ONCE], i = 0, n = 0;
-	uint8_t kinds[ENTRIES_AT_ONCE];
-	int fd, r = read_entries(img, first, count, host, kinds);
+	static const uint8_t zeros[IMAGE_ENTRIES * 8];
+	uint64_t host[IMAGE_ENTRIES], i = 0, n = 0;
+	uint8_t kinds[IMAGE_ENTRIES];
+	int fd, r = image_entries(img, first, count, NULL, host, kinds);
 
 	while (!r && n < count && kinds[n] == FF_KIND_NONE)
 		n++;
@@ -416,7 +300,7 @@ int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count)
 
 	while (!r && count) {
 		bool marked;
-		uint64_t max = FF_MIN(count, (uint64_t)ENTRIES_AT_ONCE);
+		uint64_t max = FF_MIN(count, (uint64_t)IMAGE_ENTRIES);
 		uint64_t n = clustermap_run(&img->marks, first, max, &marked);
 
 		if (marked)

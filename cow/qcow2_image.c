@@ -404,6 +404,11 @@ uint64_t ff_image_run(const struct ff_image *img, uint64_t first, uint64_t max, 
 	return clustermap_run(&img->marks, first, max, marked);
 }
 
+void ff_image_marks(const struct ff_image *img, uint64_t first, unsigned count, uint64_t *out)
+{
+	clustermap_bits(&img->marks, first, count, out);
+}
+
 int ff_image_skip(struct ff_image *img, uint64_t first, uint64_t count)
 {
 	int r;

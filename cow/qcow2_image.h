@@ -91,6 +91,9 @@ bool ff_image_marked(const struct ff_image *img, uint64_t cluster);
  * *MARKED says which. At least 1. Beyond the last cluster: unmarked. */
 uint64_t ff_image_run(const struct ff_image *img, uint64_t first, uint64_t max, bool *marked);
 
+/* The marks of COUNT clusters as bits: see clustermap_bits(). */
+void ff_image_marks(const struct ff_image *img, uint64_t first, unsigned count, uint64_t *out);
+
 /* Marks clusters without saving them: nobody will need them from here. In memory only. */
 int ff_image_skip(struct ff_image *img, uint64_t first, uint64_t count);
 
@@ -114,6 +117,10 @@ int ff_image_kinds(struct ff_image *img, uint64_t first, uint64_t count, uint8_t
 /* Reads COUNT whole saved clusters to BUF and checks their checksums. -EIO, with a log line naming
  * image and offset, where one does not match. -ENODATA: one of them is FF_KIND_NONE. */
 int ff_image_read(struct ff_image *img, uint64_t first, uint64_t count, void *buf);
+/* The same for those of COUNT clusters that WANTED, COUNT flags, has a non-zero one for, each to
+ * its place in BUF. Far faster than one call for each. */
+int ff_image_read_wanted(struct ff_image *img, uint64_t first, uint64_t count,
+                         const uint8_t *wanted, void *buf);
 
 /* Gives up what is stored for clusters that nobody reads here any more: table entries, refcounts,
  * disk space. The marks stay. */

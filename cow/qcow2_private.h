@@ -52,6 +52,8 @@ struct ff_image {
 
 	atomic_uint_fast64_t allocated; /* bytes */
 
+	atomic_uint_fast64_t ahead; /* bytes that were read ahead, in all: see qcow2_read.c */
+
 	atomic_uint_fast64_t writes; /* counts finished groups of writes; see ff_image_flush() */
 	atomic_uint_fast64_t hooked; /* that of the group which the newest L1 entry belongs to */
 	atomic_bool sums_created;    /* the directory has an entry which is not durable yet */
@@ -104,5 +106,12 @@ static inline uint64_t image_l2_offset(const struct ff_image *img, uint64_t clus
 {
 	return img->l.l2_first * img->l.cluster_size + cluster * 8;
 }
+
+/* --- qcow2_read.c --- */
+#define IMAGE_ENTRIES 512u /* most clusters of one image_entries() */
+/* What is stored for COUNT clusters: HOST[] (0: no data) and KINDS[]. Those that are not marked, or
+ * not WANTED (NULL: all are), are FF_KIND_NONE. -EIO, logged: an entry is damaged. */
+int image_entries(struct ff_image *img, uint64_t first, uint64_t count, const uint8_t *wanted,
+                  uint64_t *host, uint8_t *kinds);
 
 #endif

@@ -82,6 +82,16 @@ ParameterizedTest(uint64_t *size, clustermap, equals_model)
 			want |= (uint8_t)(model[i + b] << b);
 		cr_assert_eq(bytes ? *bytes : 0, want);
 	}
+	for (int i = 0; i < 300; i++) {
+		uint64_t at = next_random(&rng) % (*size + 70), bits[4];
+		unsigned n = 1 + (unsigned)(next_random(&rng) % 256);
+
+		clustermap_bits(&map, at, n, bits);
+		for (unsigned b = 0; b < (n + 63) / 64 * 64; b++)
+			cr_assert_eq(bits[b / 64] >> b % 64 & 1,
+			             b < n && at + b < *size && model[at + b], "%u of %u from %llu",
+			             b, n, (unsigned long long)at);
+	}
 	clustermap_fini(&map);
 	free(model);
 }
