@@ -84,6 +84,55 @@ uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct o
 	}
 }
 
+/* Gives the clusters whose bits are set in BITS and in LEFT an owner, and takes them out of LEFT.
+ * False: none is left. */
+static bool settle(uint64_t *left, const uint64_t *bits, unsigned count, struct owner owner,
+                   struct owner *out)
+{
+	uint64_t any = 0;
+
+	for (unsigned w = 0; w * 64 < count; w++) {
+		for (uint64_t hit = left[w] & bits[w]; hit; hit &= hit - 1)
+			out[w * 64 + (unsigned)__builtin_ctzll(hit)] = owner;
+		left[w] &= ~bits[w];
+		any |= left[w];
+	}
+	return any != 0;
+}
+
+/* The bits of the clusters [from, count). */
+static void bits_from(uint64_t from, unsigned count, uint64_t *bits)
+{
+	for (unsigned w = 0; w * 64 < count; w++)
+		bits[w] = from >= w * 64 + 64 ? 0
+		          : from <= w * 64    ? ~UINT64_C(0)
+		                              : ~UINT64_C(0) << (from - w * 64);
+	if (count % 64)
+		bits[count / 64] &= (UINT64_C(1) << (count % 64)) - 1;
+}
+
+void chain_owners(struct link *link, uint64_t first, unsigned count, struct owner *out)
+{
+	uint64_t left[OWNERS_MAX / 64], bits[OWNERS_MAX / 64];
+	struct link *l = link, *newer;
+
+	bits_from(0, count, left);
+	for (;; l = newer) {
+		ff_image_marks(l->img, first, count, bits);
+		if (!settle(left, bits, count, (struct owner){OWNER_LINK, l}, out))
+			return;
+		newer = atomic_load_explicit(&l->newer, memory_order_acquire);
+		if (!newer)
+			break;
+		if (first + count <= newer->clusters)
+			continue;
+		bits_from(newer->clusters > first ? newer->clusters - first : 0, count, bits);
+		if (!settle(left, bits, count, (struct owner){OWNER_ZERO, NULL}, out))
+			return;
+	}
+	settle(left, left, count, (struct owner){OWNER_LIVE, NULL}, out);
+}
+
 /* Is some cluster of [first, first+count) needed from beyond L by the view of L, that is, is it
  * unmarked in every link from L to the newest, none of which is too short to have it? */
 static bool view_needs(struct link *l, uint64_t first, uint64_t count)

@@ -220,6 +220,10 @@ struct owner {
 /* Who holds the clusters from FIRST for a reader of LINK: length of the run, at most MAX, with the
  * same owner. Lock-free; the caller holds the `reads` barrier or the chain still. */
 uint64_t chain_resolve(struct link *link, uint64_t first, uint64_t max, struct owner *out);
+/* The same for each of COUNT clusters from FIRST on, at most OWNERS_MAX, in one walk of the chain.
+ */
+enum { OWNERS_MAX = 256 };
+void chain_owners(struct link *link, uint64_t first, unsigned count, struct owner *out);
 /* Breaks, for good, every view from TOP's to the oldest that needed one of these clusters, which
  * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and is not waited for.
  * An error: some view's loss could not be recorded, and what was to be destroyed must not be. */

@@ -1,11 +1,13 @@
 /*
  * Frozen reads.
  *
- * A read resolves its clusters to owners (an image of the chain, zeros, or the live source) and
- * reads each run from its owner. What was read from the source is looked at again: if a cluster has
- * been marked meanwhile, a change of it may have been under way, and it is read anew from the image
- * that has it now. That loop ends, for a mark is never taken back. A view that broke during the
- * read gives EIO: the mark of breaking, too, is set before the change.
+ * A read goes in pieces of at most OWNERS_MAX clusters. Of each it asks the chain who owns its
+ * clusters: an image, zeros, or the live source. First it reads what the source owns, with one call
+ * for what lies close together, over what lies between, which is overwritten later. Then it asks
+ * again: if a cluster has been marked meanwhile, a change of it may have been under way, and it is
+ * the image's. What the images own is read last, so that once is enough: a mark is never taken
+ * back. A view that broke during the read gives EIO: the mark of breaking, too, is set before the
+ * change.
  *
  * Readers hold the `reads` barrier, which nobody but the freeing of links ever closes; they wait
  * for no writer and no writer waits for them.
@@ -25,7 +27,11 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { PIECE = 1 << 20 };
+enum {
+	PIECE = 1 << 20, /* read at a time, or the rest of one */
+	GAP = 64 << 10,  /* read over rather than begun anew after */
+};
+_Static_assert(PIECE / 4096 <= OWNERS_MAX, "a piece of the smallest clusters");
 
 struct ff_reader {
 	struct ff_snap *snap;
@@ -94,104 +100,159 @@ void ff_reader_close(struct ff_reader *rd)
 	ff_snap_put(snap);
 }
 
-/* Bytes [from, to) of the disk, all within clusters that OWNER has: whole clusters go straight to
- * BUF, parts through the kept cluster. */
-static int read_owned(struct ff_reader *rd, struct link *owner, uint64_t from, uint64_t to,
-                      char *buf)
+/* A piece: bytes [from, to) of the disk, to BUF, in COUNT clusters from FIRST on. */
+struct piece {
+	struct ff_reader *rd;
+	size_t size; /* of a cluster */
+	uint64_t from, to, first;
+	unsigned count;
+	char *buf;
+	struct owner owner[OWNERS_MAX];
+};
+
+/* The bytes of cluster I that the piece has. */
+static uint64_t begin_of(const struct piece *p, unsigned i)
 {
-	size_t size = ff_image_desc(owner->img)->cluster_size;
-	int r;
-
-	while (from < to) {
-		uint64_t cluster = from / size, whole = (to - from) / size;
-		size_t in = (size_t)(from % size), n;
-
-		if (in == 0 && whole > 0) {
-			n = (size_t)whole * size;
-			r = ff_image_read(owner->img, cluster, whole, buf);
-		} else {
-			FF_GUARD(&rd->kept_lock);
-			n = FF_MIN(size - in, (size_t)(to - from));
-			r = 0;
-			if (!rd->kept && !(rd->kept = malloc(size)))
-				return -ENOMEM;
-			if (rd->kept_of != owner || rd->kept_cluster != cluster) {
-				rd->kept_of = NULL;
-				r = ff_image_read(owner->img, cluster, 1, rd->kept);
-			}
-			if (!r) {
-				rd->kept_of = owner;
-				rd->kept_cluster = cluster;
-				memcpy(buf, rd->kept + in, n);
-			}
-		}
-		if (r == -ENODATA)
-			ff_error("%s: cluster %llu should be saved here and is not",
-			         ff_image_path(owner->img), (unsigned long long)cluster);
-		if (r)
-			return r == -ENOMEM ? r : -EIO;
-		from += n;
-		buf += n;
-	}
-	return 0;
+	return FF_MAX(p->from, (p->first + i) * p->size);
 }
 
-/* Bytes [from, to) of the disk as frozen, of any mixture of owners. */
-static int read_span(struct ff_reader *rd, uint64_t from, uint64_t to, char *buf);
-
-static int read_live(struct ff_reader *rd, uint64_t from, uint64_t to, char *buf)
+static uint64_t end_of(const struct piece *p, unsigned i)
 {
-	size_t got, size = ff_image_desc(rd->link->img)->cluster_size;
-	struct owner o;
-	int fd, r = disk_source(rd->link->disk, &fd);
+	return FF_MIN(p->to, (p->first + i + 1) * p->size);
+}
 
-	if (!r)
-		r = io_pread(fd, buf, (size_t)(to - from), from, &got);
-	if (r)
-		return r;
-	memset(buf + got, 0, (size_t)(to - from) - got);
+static bool is_whole(const struct piece *p, unsigned i)
+{
+	return end_of(p, i) - begin_of(p, i) == p->size;
+}
+
+/* Reads what the source owns; *ANY: something. */
+static int read_live(struct piece *p, bool *any)
+{
+	unsigned i = 0, last, gap = FF_MAX(GAP / p->size, 1);
+	int fd, r = 0;
+
+	*any = false;
+	while (!r && i < p->count) {
+		size_t got, len;
+
+		if (p->owner[i].kind != OWNER_LIVE) {
+			i++;
+			continue;
+		}
+		last = i;
+		for (unsigned k = i + 1; k < p->count && k - last <= gap; k++)
+			if (p->owner[k].kind == OWNER_LIVE)
+				last = k;
+		len = (size_t)(end_of(p, last) - begin_of(p, i));
+		r = disk_source(p->rd->link->disk, &fd);
+		if (!r)
+			r = io_pread(fd, p->buf + (begin_of(p, i) - p->from), len, begin_of(p, i),
+			             &got);
+		if (r && gap > 1) { /* perhaps what lies between cannot be read */
+			gap = 1;
+			r = 0;
+			continue;
+		}
+		if (!r)
+			memset(p->buf + (begin_of(p, i) - p->from) + got, 0, len - got);
+		*any = true;
+		i = last + 1;
+	}
+	return r;
+}
+
+/* What was the source's, and is marked by now, has another owner. */
+static void look_again(struct piece *p)
+{
+	struct owner now[OWNERS_MAX];
+
 	/* The marks are to be read after the bytes. */
 	atomic_thread_fence(memory_order_seq_cst);
-	for (uint64_t at = from; at < to;) {
-		uint64_t first = at / size;
-		uint64_t n = chain_resolve(rd->link, first, (to - 1) / size - first + 1, &o);
-		uint64_t end = FF_MIN(to, (first + n) * size);
+	chain_owners(p->rd->link, p->first, p->count, now);
+	for (unsigned i = 0; i < p->count; i++)
+		if (p->owner[i].kind == OWNER_LIVE)
+			p->owner[i] = now[i];
+}
 
-		if (o.kind != OWNER_LIVE) {
-			r = read_span(rd, at, end, buf + (at - from));
-			if (r)
-				return r;
-		}
-		at = end;
+/* A cluster of which the piece has a part, by way of the one that is kept. */
+static int read_part(struct piece *p, unsigned i, struct link *owner)
+{
+	struct ff_reader *rd = p->rd;
+	uint64_t cluster = p->first + i, begin = begin_of(p, i);
+	int r;
+
+	FF_GUARD(&rd->kept_lock);
+	if (!rd->kept && !(rd->kept = malloc(p->size)))
+		return -ENOMEM;
+	if (rd->kept_of != owner || rd->kept_cluster != cluster) {
+		rd->kept_of = NULL;
+		r = ff_image_read(owner->img, cluster, 1, rd->kept);
+		if (r)
+			return r;
+		rd->kept_of = owner;
+		rd->kept_cluster = cluster;
 	}
+	memcpy(p->buf + (begin - p->from), rd->kept + (begin - cluster * p->size),
+	       (size_t)(end_of(p, i) - begin));
 	return 0;
 }
 
-static int read_span(struct ff_reader *rd, uint64_t from, uint64_t to, char *buf)
+/* All clusters from I on that OWNER has; they are nobody's after that. */
+static int read_owned(struct piece *p, unsigned i, struct link *owner)
 {
-	size_t size = ff_image_desc(rd->link->img)->cluster_size;
+	uint8_t wanted[OWNERS_MAX];
+	unsigned begin = i, end = i;
 	int r = 0;
 
-	while (from < to && !r) {
-		uint64_t first = from / size, end;
-		struct owner o;
-		uint64_t n = chain_resolve(rd->link, first, (to - 1) / size - first + 1, &o);
+	memset(wanted, 0, sizeof wanted);
+	for (; !r && i < p->count; i++) {
+		if (p->owner[i].kind != OWNER_LINK || p->owner[i].link != owner)
+			continue;
+		if (is_whole(p, i)) {
+			wanted[i] = 1;
+			end = i + 1;
+		} else {
+			r = read_part(p, i, owner);
+		}
+		p->owner[i].kind = OWNER_LIVE;
+	}
+	while (begin < end && !wanted[begin])
+		begin++;
+	if (!r && begin < end)
+		r = ff_image_read_wanted(owner->img, p->first + begin, end - begin, wanted + begin,
+		                         p->buf + (begin_of(p, begin) - p->from));
+	if (r == -ENODATA)
+		ff_error("%s: a cluster should be saved here and is not: one of %u from %llu on",
+		         ff_image_path(owner->img), p->count, (unsigned long long)p->first);
+	return r && r != -ENOMEM ? -EIO : r;
+}
 
-		end = FF_MIN(to, (first + n) * size);
-		switch (o.kind) {
+static int read_piece(struct ff_reader *rd, uint64_t from, uint64_t to, char *buf)
+{
+	size_t size = ff_image_desc(rd->link->img)->cluster_size;
+	struct piece p = {.rd = rd, .size = size, .from = from, .to = to, .buf = buf};
+	bool any;
+	int r;
+
+	p.first = from / size;
+	p.count = (unsigned)((to - 1) / size - p.first + 1);
+	chain_owners(rd->link, p.first, p.count, p.owner);
+	r = read_live(&p, &any);
+	if (!r && any)
+		look_again(&p);
+	for (unsigned i = 0; i < p.count && !r; i++)
+		switch (p.owner[i].kind) {
 		case OWNER_LINK:
-			r = read_owned(rd, o.link, from, end, buf);
-			break;
-		case OWNER_LIVE:
-			r = read_live(rd, from, end, buf);
+			r = read_owned(&p, i, p.owner[i].link);
 			break;
 		case OWNER_ZERO:
-			memset(buf, 0, (size_t)(end - from));
+			memset(buf + (begin_of(&p, i) - from), 0,
+			       (size_t)(end_of(&p, i) - begin_of(&p, i)));
+			break;
+		case OWNER_LIVE:
 			break;
 		}
-		buf += end - from;
-		from = end;
-	}
 	return r;
 }
 
@@ -206,10 +267,10 @@ int ff_reader_read(struct ff_reader *rd, void *buf, size_t len, off_t off, size_
 	*got = 0;
 	to = from >= size ? from : from + FF_MIN(len, size - from);
 	for (uint64_t at = from; at < to && !r;) {
-		uint64_t end = FF_MIN(to, at + PIECE);
+		uint64_t end = FF_MIN(to, at - at % PIECE + PIECE);
 		unsigned token = barrier_enter(reads);
 
-		r = read_span(rd, at, end, (char *)buf + (at - from));
+		r = read_piece(rd, at, end, (char *)buf + (at - from));
 		barrier_exit(reads, token);
 		at = end;
 	}

@@ -360,3 +360,55 @@ Test(snapshots, files_replaced_during_a_freeze)
 	pthread_join(thread, NULL);
 	cr_assert_eq(count_images(&fx), 0);
 }
+
+/* A disk that grows and shrinks between its snapshots, with few and many clusters saved in each. */
+static void make_ragged_chain(int fd, struct ff_disk *d, unsigned links)
+{
+	static char buf[300 * 4096];
+	unsigned rng = 5;
+
+	for (unsigned i = 0; i < links; i++) {
+		struct ff_change cut = {.kind = FF_TRUNCATE, .fd = fd};
+		char name[8];
+		size_t done;
+
+		snprintf(name, sizeof name, "r%u", i);
+		cr_assert_eq(ff_store_freeze(fx.store, name, 0), 0);
+		for (unsigned k = 0; k < 40; k++) {
+			rng = rng * 1103515245 + 12345;
+			fill(buf, 4096 * (1 + rng % 3), i * 100 + k);
+			live_write(d, fd, buf, 4096 * (1 + (rng >> 8) % 3),
+			           (off_t)((rng >> 12) % 400) * 4096);
+		}
+		cut.off = (off_t)(200 + (rng >> 10) % 300) * 4096;
+		cr_assert_eq(ff_disk_change(d, &cut, &done), 0);
+	}
+}
+
+Test(snapshots, owners_of_a_run_are_those_of_its_clusters)
+{
+	struct ff_disk *d;
+	unsigned seen[3] = {0};
+	int fd;
+
+	fixture_file(&fx, "ragged", 500 * 4096, 1);
+	fd = live_open(&fx, "ragged", &d);
+	make_ragged_chain(fd, d, 6);
+	for (struct link *l = atomic_load(&d->top); l; l = l->older)
+		for (uint64_t first = 0; first < l->clusters; first += 37) {
+			struct owner run[OWNERS_MAX], one;
+			unsigned count = (unsigned)FF_MIN(l->clusters - first, OWNERS_MAX);
+
+			count -= (unsigned)first % count / 2;
+			chain_owners(l, first, count, run);
+			for (unsigned i = 0; i < count; i++) {
+				cr_assert_eq(chain_resolve(l, first + i, 1, &one), 1);
+				cr_assert_eq(run[i].kind, one.kind);
+				cr_assert_eq(run[i].link, one.link);
+				seen[one.kind]++;
+			}
+		}
+	cr_assert(seen[OWNER_LIVE] && seen[OWNER_ZERO] && seen[OWNER_LINK]);
+	ff_disk_put(d);
+	close(fd);
+}
