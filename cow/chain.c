@@ -174,6 +174,8 @@ static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool
 	}
 	for (size_t i = 0; i < n; i++)
 		atomic_store(&out[i]->broken, true);
+	if (n)
+		chain_recount(out[0]->disk);
 	return n;
 }
 
@@ -242,11 +244,16 @@ int chain_break_all(struct ff_disk *d, const char *why)
 
 bool chain_wanted(struct ff_disk *d)
 {
-	FF_GUARD(&d->store->chain);
-	for (struct link *l = atomic_load(&d->top); l; l = l->older)
-		if (l->snap && !atomic_load(&l->broken))
-			return true;
-	return false;
+	return atomic_load(&d->wanted);
+}
+
+void chain_recount(struct ff_disk *d)
+{
+	struct link *l = atomic_load(&d->top);
+
+	while (l && !(l->snap && !atomic_load(&l->broken)))
+		l = l->older;
+	atomic_store(&d->wanted, l != NULL);
 }
 
 /* A symlink beside the snapshot's images, for a name that a qcow2 header has no room for. */

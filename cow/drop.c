@@ -328,8 +328,10 @@ static int begin(struct collect *c, struct link *const *links, size_t count)
 
 	FF_GUARD(&c->store->chain);
 	for (size_t i = 0; i < count; i++)
-		if (links[i])
+		if (links[i]) {
 			links[i]->snap = NULL; /* whatever else fails: it is about to be freed */
+			chain_recount(links[i]->disk);
+		}
 	for (size_t i = 0; i < count && !r; i++) {
 		struct link *l = links[i];
 

@@ -91,6 +91,7 @@ struct ff_disk {
 	unsigned users;             /* lock: disks; see disk_use() */
 	bool stale;                 /* lock: disks; the inode is gone, no longer in the table */
 	struct link *_Atomic top;   /* written within the closed barrier */
+	atomic_bool wanted;         /* see chain_wanted(); lock: chain, read without */
 	atomic_uint touched;        /* the store's epoch as read after the latest change */
 	pthread_mutex_t claim_lock; /* claims */
 	pthread_cond_t claim_freed;
@@ -232,8 +233,10 @@ int chain_break(struct link *top, uint64_t first, uint64_t count, int error);
 int chain_break_all(struct ff_disk *d, const char *why);
 /* Breaks the view of this link alone. */
 int chain_break_one(struct link *l, const char *why);
-/* Is some view of the disk still worth saving for? */
+/* Is some view of the disk still worth saving for? Lock-free. */
 bool chain_wanted(struct ff_disk *d);
+/* To be called when that may have changed. Lock: chain, or the only thread. */
+void chain_recount(struct ff_disk *d);
 struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap *snap,
                       struct ff_image *img);
 void link_free(struct link *l);

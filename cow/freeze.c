@@ -427,6 +427,7 @@ static int flip(struct freeze *f, unsigned epoch)
 			if (top)
 				atomic_store_explicit(&top->newer, l, memory_order_release);
 			atomic_store(&l->disk->top, l);
+			atomic_store(&l->disk->wanted, true);
 		}
 	}
 	barrier_open(f->store->writes);

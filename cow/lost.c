@@ -258,6 +258,7 @@ int lost_recall(struct ff_store *s)
 		}
 		atomic_store(&l->noted, true);
 		atomic_store(&l->broken, true);
+		chain_recount(l->disk);
 		if (write_header(l))
 			ff_warning("%s/%s stays until the view's image can be written",
 			           s->aside_path, e->d_name);

@@ -226,6 +226,7 @@ static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 	if (top)
 		atomic_store(&top->newer, l);
 	atomic_store(&d->top, l);
+	chain_recount(d);
 	space_adopt_link(l);
 	if (f->durable)
 		atomic_store(&d->durable, true);
