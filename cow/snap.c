@@ -112,8 +112,9 @@ struct timespec ff_store_snaps_changed(struct ff_store *store)
 	return store->changed;
 }
 
-/* Renames the directory; for good, where views were promised to survive power loss. */
-static int rename_dir(struct ff_snap *snap, const char *from, const char *to)
+/* Renames the directory; for good, where views were promised to survive power loss. *MOVED: it has
+ * the new name, which may be so after an error too, if it cannot be taken back. */
+static int rename_dir(struct ff_snap *snap, const char *from, const char *to, bool *moved)
 {
 	struct ff_store *s = snap->store;
 	bool durable = false;
@@ -121,11 +122,12 @@ static int rename_dir(struct ff_snap *snap, const char *from, const char *to)
 
 	for (size_t i = 0; i < snap->link_count; i++)
 		durable |= snap->links[i] && atomic_load(&snap->links[i]->disk->durable);
+	*moved = r == 0;
 	if (r || !durable)
 		return r;
 	r = io_fsync(s->fleece_fd);
 	if (r)
-		io_renameat(s->fleece_fd, to, s->fleece_fd, from, RENAME_NOREPLACE);
+		*moved = io_renameat(s->fleece_fd, to, s->fleece_fd, from, RENAME_NOREPLACE) != 0;
 	return r;
 }
 
@@ -141,6 +143,7 @@ int ff_store_rename_snap(struct ff_store *store, const char *from, const char *t
 {
 	struct ff_snap *snap, *other;
 	char *list_name, *dir_name;
+	bool moved = false;
 	int r;
 
 	if (!snap_name_valid(to))
@@ -160,10 +163,11 @@ int ff_store_rename_snap(struct ff_store *store, const char *from, const char *t
 	}
 	list_name = strdup(to);
 	dir_name = strdup(to);
-	r = list_name && dir_name ? rename_dir(snap, from, to) : -ENOMEM;
-	if (r) {
-		ff_error("%s: cannot rename the snapshot %s to %s: %s", store->fleece_path, from,
-		         to, strerror(-r));
+	r = list_name && dir_name ? rename_dir(snap, from, to, &moved) : -ENOMEM;
+	if (r)
+		ff_error("%s: cannot rename the snapshot %s to %s%s: %s", store->fleece_path, from,
+		         to, moved ? " durably; it has the new name for now" : "", strerror(-r));
+	if (!moved) {
 		free(list_name);
 		free(dir_name);
 	} else {

@@ -153,7 +153,9 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags);
  * (ff_reader_flushed()), for their close is already on its way. */
 int ff_store_drop(struct ff_store *store, const char *name);
 
-/* Renames a snapshot. -ENOENT, -EINVAL, -EEXIST. Open readers stay valid. */
+/* Renames a snapshot. -ENOENT, -EINVAL, -EEXIST. Open readers stay valid. Where views are durable
+ * and storage fails half-way, it may have the new name after an error, as fsync may have written.
+ */
 int ff_store_rename_snap(struct ff_store *store, const char *from, const char *to);
 
 /* A reference to the snapshot called NAME, or -ENOENT. */

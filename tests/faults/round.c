@@ -210,7 +210,7 @@ static int run_on_snap(struct round *r, const struct round_step *s)
 	}
 	e = ROUND_ENGINE(ff_store_rename_snap(r->store, s->name, s->to));
 	if (snap) {
-		snap->state = e ? before : ROUND_THERE;
+		snap->state = !e ? ROUND_THERE : r->may_come ? ROUND_MOVING : before;
 		if (!e)
 			memcpy(snap->name, snap->to, sizeof snap->name);
 	}

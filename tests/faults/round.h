@@ -139,7 +139,7 @@ struct round {
 	struct round_model *model;
 	const char *label; /* begins each complaint: how to run this very case again */
 	bool may_come; /* nothing can be undone: a freeze that fails may be there after all, whole,
-	                  when the store is opened again */
+	                  when the store is opened again, and a snapshot have its new name */
 	bool
 	    may_damage; /* manifests could not be read: a snapshot may be EIO until the next open */
 };
