@@ -210,7 +210,10 @@ static int run_on_snap(struct round *r, const struct round_step *s)
 	}
 	e = ROUND_ENGINE(ff_store_rename_snap(r->store, s->name, s->to));
 	if (snap) {
-		snap->state = !e ? ROUND_THERE : r->may_come ? ROUND_MOVING : before;
+		if (!e)
+			snap->state = ROUND_THERE;
+		else if (!r->may_come || before != ROUND_THERE)
+			snap->state = before;
 		if (!e)
 			memcpy(snap->name, snap->to, sizeof snap->name);
 	}
