@@ -19,6 +19,9 @@
 
 /* *GOT: bytes read; fewer than LEN only at the end of the file. */
 int io_pread(int fd, void *buf, size_t len, uint64_t off, size_t *got);
+/* The same for what is not wanted again soon: where kernel and filesystem can, what had to be read
+ * from storage does not stay in the page cache. */
+int io_pread_once(int fd, void *buf, size_t len, uint64_t off, size_t *got);
 /* LEN bytes or -EIO where the file ends before them. */
 int io_pread_full(int fd, void *buf, size_t len, uint64_t off);
 /* Writes all LEN bytes. On error some may have been written. */

@@ -12,6 +12,10 @@
  * Readers hold the `reads` barrier, which nobody but the freeing of links ever closes; they wait
  * for no writer and no writer waits for them.
  *
+ * What was read of the source does not stay in the page cache where the kernel can do that: the
+ * frozen file's own pages keep it, and a backup of all disks would else throw out twice its size
+ * of what the host has use for.
+ *
  * Whole clusters are read from images, since their checksums cover them. A reader keeps the last
  * cluster of a run for the next call, for clusters may be larger than requests.
  */
@@ -147,8 +151,8 @@ static int read_live(struct piece *p, bool *any)
 		len = (size_t)(end_of(p, last) - begin_of(p, i));
 		r = disk_source(p->rd->link->disk, &fd);
 		if (!r)
-			r = io_pread(fd, p->buf + (begin_of(p, i) - p->from), len, begin_of(p, i),
-			             &got);
+			r = io_pread_once(fd, p->buf + (begin_of(p, i) - p->from), len,
+			                  begin_of(p, i), &got);
 		if (r && gap > 1) { /* perhaps what lies between cannot be read */
 			gap = 1;
 			r = 0;

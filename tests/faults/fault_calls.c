@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "cow/io.h"
@@ -165,6 +166,8 @@ static size_t first_part(uint64_t off, size_t len)
 
 WRAP(io_pread, (int fd, void *buf, size_t len, uint64_t off, size_t *got), (fd, buf, len, off, got),
      fd, NULL, READS)
+WRAP(io_pread_once, (int fd, void *buf, size_t len, uint64_t off, size_t *got),
+     (fd, buf, len, off, got), fd, NULL, READS)
 WRAP(io_pread_full, (int fd, void *buf, size_t len, uint64_t off), (fd, buf, len, off), fd, NULL,
      READS)
 WRAP(io_copy_range, (int in_fd, uint64_t in_off, int fd, uint64_t off, size_t len, size_t *done),
@@ -303,6 +306,19 @@ MOVES(pwrite64, (int fd, const void *buf, size_t len, off_t off), (fd, buf, len,
       (fd, buf, len / 2, off), fd)
 MOVES(copy_file_range, (int in_fd, off_t *in_off, int fd, off_t *off, size_t len, unsigned flags),
       (in_fd, in_off, fd, off, len, flags), (in_fd, in_off, fd, off, len / 2, flags), fd)
+
+ssize_t __real_preadv64v2(int fd, const struct iovec *iov, int n, off_t off, int flags);
+ssize_t __wrap_preadv64v2(int fd, const struct iovec *iov, int n, off_t off, int flags);
+ssize_t __wrap_preadv64v2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+	struct iovec half = {iov->iov_base, iov->iov_len / 2};
+
+	if (!interrupted(fd, NULL))
+		return __real_preadv64v2(fd, iov, n, off, flags);
+	if (!half.iov_len || now.count % 2 == 0)
+		return -1;
+	return __real_preadv64v2(fd, &half, 1, off, flags);
+}
 
 int __real_openat64(int fd, const char *path, int flags, ...);
 int __wrap_openat64(int fd, const char *path, int flags, ...);
