@@ -113,13 +113,15 @@ static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_dat
 static void reply_attr(fuse_req_t req, struct node *n, struct handle *h)
 {
 	bool frozen = n->ops == &frozen_node_ops;
+	struct fs *fs = dispatch_fs(req);
+	double timeout = frozen ? FS_FROZEN_TIMEOUT : fs->uncached ? 0 : FS_LIVE_TIMEOUT;
 	struct stat st;
-	int r = n->ops->getattr(dispatch_fs(req), n, h, &st);
+	int r = n->ops->getattr(fs, n, h, &st);
 
 	if (r < 0)
 		dispatch_reply_err(req, r);
 	else
-		fuse_reply_attr(req, &st, frozen ? FS_FROZEN_TIMEOUT : FS_LIVE_TIMEOUT);
+		fuse_reply_attr(req, &st, timeout);
 }
 
 static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

@@ -39,6 +39,8 @@ struct fs {
 	struct fuse_conn_info_opts *conn_opts; /* what the user wants of the connection */
 	int source_fd;
 	int highest_fd;      /* of a live node: those beyond are kept for handles and the engine */
+	bool uncached;       /* files of SOURCE may change behind the mount: the kernel is to
+	                        trust nothing that it was told of the live tree before */
 	const char *snapdir; /* name of the directory of snapshots in the root */
 	struct node_table *nodes;
 	struct node *root;

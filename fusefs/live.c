@@ -77,7 +77,7 @@ int live_entry(struct fs *fs, int fd, struct entry *out)
 	proto.key[0] = out->st.st_dev;
 	proto.key[1] = out->st.st_ino;
 	ff_store_fix_stat(fs->store, &out->st);
-	out->timeout = FS_LIVE_TIMEOUT;
+	out->timeout = fs->uncached ? 0 : FS_LIVE_TIMEOUT;
 	return node_enter(fs->nodes, &proto, &out->node);
 }
 

@@ -5,7 +5,9 @@
  * engine's disk. Every change of bytes is one ff_disk_change() on these two; there is no other
  * write here. O_DIRECT is honoured down to the source: the kernel then sends the caller's own
  * reads and writes (FOPEN_DIRECT_IO), many at a time (FOPEN_PARALLEL_DIRECT_WRITES), and the
- * descriptor has the flag too. All other files go through the page cache, written through.
+ * descriptor has the flag too. All other files go through the page cache, written through; but
+ * where files may change behind the mount (fs->uncached), that too passes the callers' own reads
+ * and writes on, and the source's page cache is the only one.
  *
  * O_APPEND is not set on the descriptor: the flags that come with each write say whether it
  * appends, and the engine finds the end of the file. O_SYNC and O_DSYNC are not set either: a sync
@@ -37,7 +39,8 @@ struct live_file {
 	int fd;
 	struct ff_disk *disk;
 	bool writable;
-	bool direct;
+	bool direct;   /* the source's descriptor has O_DIRECT */
+	bool uncached; /* the kernel sends the caller's own reads and writes */
 };
 
 static const struct handle_ops live_file_ops;
@@ -80,8 +83,9 @@ static int new_file(struct fs *fs, struct node *node, int fd, int flags, struct 
 	f->fd = fd;
 	f->writable = (flags & O_ACCMODE) != O_RDONLY;
 	f->direct = flags & O_DIRECT;
+	f->uncached = f->direct || fs->uncached;
 	handle_init(&f->h, &live_file_ops, fs, node);
-	if (f->direct)
+	if (f->uncached)
 		f->h.open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
 	*out = &f->h;
 	return 0;
@@ -279,7 +283,7 @@ static int live_write(struct handle *h, const void *buf, size_t size, off_t off,
 	r = ff_disk_change(f->disk, &change, done);
 	if (r == 0 && who)
 		live_drop_setid(h->fs, h->node, who, false);
-	if (r == 0 && f->direct && flags & O_DSYNC)
+	if (r == 0 && f->uncached && flags & O_DSYNC)
 		r = ff_disk_sync(f->disk, f->fd, (flags & O_SYNC) != O_SYNC);
 	return r;
 }

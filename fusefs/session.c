@@ -403,6 +403,7 @@ static int serve(struct session *s)
 	fs->se = s->se;
 	fs->source_fd = s->places.source_fd;
 	fs->snapdir = s->o->snapdir;
+	fs->uncached = !s->o->source_lock;
 	fs->snapdir_attr.st_mode = S_IFDIR | 0755;
 	fs->snapdir_attr.st_uid = geteuid();
 	fs->snapdir_attr.st_gid = getegid();

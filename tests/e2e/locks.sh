@@ -94,9 +94,32 @@ for i in 1 2 3 4 5 6 7 8; do
 done
 umount_fs
 
-step "--source-lock=off"
+step "--source-lock=off: the source may be written, and the mount shows at once what it has"
 mount_fs --source-lock=off
 writes "$src/a.img" || fail "$(cat "$tmp/out")"
+python3 - "$src/a.img" "$mnt/a.img" <<'EOF' || fail "the mount shows what was there before"
+import os, sys
+
+source = os.open(sys.argv[1], os.O_RDWR)
+live = os.open(sys.argv[2], os.O_RDWR)
+for i in range(1, 30):
+    size = os.lseek(live, 0, os.SEEK_END)
+    os.pread(live, 65536, 0)
+    os.pread(live, 65536, size - 4096)
+    data = bytes([i]) * 4096
+    os.pwrite(source, data, 4096 * (i % 8))
+    os.pwrite(source, data, size)
+    assert os.lseek(live, 0, os.SEEK_END) == size + 4096, "length"
+    assert os.stat(sys.argv[2]).st_size == size + 4096, "length by name"
+    assert os.pread(live, 8192, size) == data, "new end"
+    assert os.pread(live, 4096, 4096 * (i % 8)) == data, "overwritten"
+    os.pwrite(live, b"by the mount", 100)
+    assert os.pread(source, 12, 100) == b"by the mount", "written through the mount"
+    os.pwrite(source, b"past", 100)
+    assert os.pread(live, 12, 100) == b"pasthe mount", "overwritten after a write through the mount"
+sync = os.open(sys.argv[2], os.O_RDWR | os.O_SYNC | os.O_APPEND)
+assert os.write(sync, b"odd") == 3 and os.fstat(source).st_size % 4096 == 3, "appended"
+EOF
 umount_fs
 ! timeout 20 "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" --source-lock=maybe 2>"$tmp/out" || fail "maybe?"
 grep -q "source-lock=maybe" "$tmp/out"
