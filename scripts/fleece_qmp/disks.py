@@ -3,7 +3,7 @@ Which disks of a VM lie below SOURCE, and whether each can be moved.
 
 A disk here is a node of driver `file` that is open for writing, with the one edge by which it is
 used: that of a format or filter node above it (which blockdev-reopen turns to another node), or that
-of a device (which a change of its property `drive` turns). Nodes that are only read are left alone.
+of a device (which a change of its property `drive` turns). Nodes that nobody may write to are left alone.
 """
 import os
 import stat
@@ -87,7 +87,7 @@ def open_files(pid):
             path = os.readlink(f"{base}/fd/{name}")
             with open(f"{base}/fdinfo/{name}", encoding="ascii") as f:
                 info = [line.split(":", 1) for line in f]
-        except FileNotFoundError:
+        except OSError:  # closed meanwhile, or of a dead mount
             continue
         flags = next(int(value, 8) for key, value in info if key == "flags")
         locks = [value for key, value in info if key == "lock"]
@@ -122,7 +122,8 @@ class Finder:
         """Each as a dict that says all about the move, in the order of the paths."""
         found = []
         for name, node in self.graph.nodes.items():
-            if node["drv"] != "file" or node["ro"] or not self.graph.users.get(name):
+            used = any(edge.writes for edge in self.graph.users.get(name, ()))
+            if node["drv"] != "file" or node["ro"] or not used:
                 continue
             if node["image"]["filename"].startswith("/dev/fdset/"):
                 self._check_fdset(name)
@@ -130,6 +131,8 @@ class Finder:
             path = self.path_of(node)
             if below(path, self.source):
                 found.append(self._disk(name, node, path))
+        if not found:
+            raise Refused(f"no disk of this VM that it writes to lies below {self.source}")
         return sorted(found, key=lambda disk: disk["path"])
 
     def _check_fdset(self, name):
@@ -151,11 +154,11 @@ class Finder:
             refuse("the file by this name is not the one that QEMU has open: it was replaced, or QEMU "
                    "sees other mounts than this program")
         edges = self.graph.users[name]
-        if len(edges) > 1:
-            refuse("it is used by more than one: " + ", ".join(e.parent or e.kind for e in edges))
         for above in self.graph.above(name):
             if above.kind == "block-job":
                 refuse(f"the block job {above.parent} is at work on it: wait for its end")
+        if len(edges) > 1:
+            refuse("it is used by more than one: " + ", ".join(e.parent or e.kind for e in edges))
         edge = edges[0]
         if node.get("dirty-bitmaps"):
             refuse("it has dirty bitmaps: make those of the node above it")
@@ -189,7 +192,7 @@ class Finder:
         if edge.name != "file":
             refuse(f"it is the '{edge.name}' of node {edge.parent}, and only a 'file' can be moved")
         if edge.parent.startswith("#"):
-            refuse("the node above it has no name: give it a node-name")
+            refuse("the node above it has no name: define it by -blockdev (not -drive), with a node-name")
         options = self.defined.nodes.get(edge.parent)
         if not options:
             refuse(f"the node above it, {edge.parent}, {self.UNKNOWN}")

@@ -247,6 +247,16 @@ def _start_guard(connection):
         os._exit(0)
 
 
+def _identity(pid):
+    """Tells a process from a later one of the same number: when it was started. None: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            words = f.read().rsplit(b")", 1)[1].split()
+    except OSError:
+        return None
+    return None if words[0] in b"ZX" else int(words[19])
+
+
 def _steps():
     """For tests: dies before the step of that number, in a way that nothing can catch."""
     left = [int(os.environ.get("FLEECE_QMP_DIE_AT", "0"))]
@@ -285,8 +295,10 @@ def move_in(monitor, args):
         disk["new"] = f"fleecefs-{token}-{number}"
         # a name that QEMU made up cannot be given to a node
         disk["back"] = f"{disk['new']}-src" if disk["node"].startswith("#") else disk["node"]
+    pid = finder.defined.pid
     plan = Plan(args.state, {"mount": mount, "snapdir": args.snapdir, "source": finder.source,
-                             "stopped": False, "disks": disks})
+                             "pid": pid, "started": _identity(pid), "stopped": False,
+                             "disks": disks})
     plan.save()
     mover = Mover(monitor, plan, _steps())
     try:
@@ -313,23 +325,28 @@ def _all_back(mover):
     return failed
 
 
-def move_out(monitor, state, force):
+def move_out(connect, state, force):
     plan = Plan.load(state)
     if not plan:
         return
-    mover = Mover(monitor, plan, _steps())
+    if _identity(plan.data["pid"]) != plan.data["started"]:
+        print("fleece-qmp: that VM has ended: there is nothing to move back", file=sys.stderr)
+        plan.remove()
+        return
+    mover = Mover(connect(), plan, _steps())
     mover.resume()
     graph = mover.graph()
     away = [d for d in plan.data["disks"] if graph.child(d) == d["new"]]
+    try:
+        there, hint = _snapshots(plan.data["mount"], plan.data["snapdir"]), ""
+    except Unreachable as error:  # a mount that is dead or gone has nothing to lose
+        there, hint = [], (f" ({error}: what was not moved back is lost to the VM: end it, and start it "
+                           "anew; SOURCE has all that the guest has flushed)")
     if away and not force:
-        try:
-            there = _snapshots(plan.data["mount"], plan.data["snapdir"])
-        except Unreachable:
-            there = []  # a mount that is dead or gone has nothing to lose
         if there:
             raise Refused(f"{plan.data['mount']}/{plan.data['snapdir']}: the snapshot {there[0]} "
                           "would be spoilt by what the VM writes afterwards: drop it first, or --force")
     failed = _all_back(mover)
     if failed:
-        raise Refused("; ".join(failed))
+        raise Refused("; ".join(failed) + hint)
     plan.remove()

@@ -119,6 +119,11 @@ class Definitions:
         if self.pid <= 0:
             raise Refused("the process at the QMP socket is not of this machine, or not to be seen: "
                           "run this where QEMU runs")
+        with open(f"/proc/{self.pid}/comm", encoding="utf-8", errors="replace") as f:
+            name = f.read().strip()
+        if name in ("libvirtd", "virtqemud"):
+            raise Refused(f"the QMP socket is {name}'s own: give the VM one more, by -qmp in "
+                          "<qemu:commandline>")
         self._command_line(monitor)
         if path:
             self._file(path)
