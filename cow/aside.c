@@ -29,6 +29,19 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
+int aside_home(int fleece_fd, char *out, size_t size)
+{
+	struct identity id;
+	int r = identity_of(fleece_fd, "", &id, NULL);
+
+	if (r)
+		return r;
+	id.dev = 0;
+	snprintf(out, size, "%s/.aside-%016llx", FF_HIDDEN_NAME,
+	         (unsigned long long)XXH3_64bits(&id, sizeof id));
+	return 0;
+}
+
 int aside_path(const struct ff_store *s, const struct identity *id, char *out, size_t size)
 {
 	int n = snprintf(out, size, "%s/%llx-%llx-%x", s->aside_path, (unsigned long long)id->ino,

@@ -347,6 +347,9 @@ int pulse_last(struct ff_store *s, int64_t *until);
 int pulse_forget(struct ff_store *s);
 
 /* --- aside.c --- */
+/* The path below SOURCE of the directory of disks kept aside for this FLEECE_DIR: another one for
+ * the same SOURCE has a place of its own. */
+int aside_home(int fleece_fd, char *out, size_t size);
 /* Opens the directory of the disks kept aside, made if need be; DURABLE: and that for good. */
 int aside_open(const struct ff_store *s, bool durable, int *fd);
 /* Only if it is there: -ENOENT, or, logged, an error of one that is not ours. */

@@ -293,6 +293,11 @@ int qcow2_entry_decode(const struct qcow2_layout *l, uint64_t entry, uint64_t en
 	return 0;
 }
 
+uint64_t qcow2_entry_hash(uint64_t entry, uint64_t cluster)
+{
+	return XXH3_64bits_withSeed(&entry, sizeof entry, cluster);
+}
+
 void qcow2_sums_head_encode(const struct ff_image_desc *desc, uint8_t *buf)
 {
 	memset(buf, 0, QCOW2_SUMS_HEAD_SIZE);

@@ -66,6 +66,9 @@ int qcow2_head_set_backing(struct qcow2_head *head, const char *backing, const c
 int qcow2_entry_decode(const struct qcow2_layout *l, uint64_t entry, uint64_t end, uint64_t *host,
                        enum ff_image_kind *kind);
 
+/* What one L2 entry adds to the hash of all of them: the sum, modulo 2^64. */
+uint64_t qcow2_entry_hash(uint64_t entry, uint64_t cluster);
+
 /* The head of the checksum file, QCOW2_SUMS_HEAD_SIZE bytes. */
 void qcow2_sums_head_encode(const struct ff_image_desc *desc, uint8_t *buf);
 bool qcow2_sums_head_ok(const struct ff_image_desc *desc, const uint8_t *buf);

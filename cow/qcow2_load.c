@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "cow/io.h"
 #include "cow/qcow2_private.h"
@@ -128,7 +127,7 @@ static int on_table(struct load *ld, uint64_t t, uint64_t entry)
 /* In any order: holes in the file and zeros come to the same. */
 static int add_entry(struct load *ld, uint64_t cluster, uint64_t entry)
 {
-	ld->hash += XXH3_64bits_withSeed(&entry, sizeof entry, cluster);
+	ld->hash += qcow2_entry_hash(entry, cluster);
 	return 0;
 }
 

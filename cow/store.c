@@ -104,7 +104,6 @@ static int check_fleece_dir(struct ff_store *s)
 static int open_fleece_dir(struct ff_store *s, const char *path)
 {
 	int at = path ? AT_FDCWD : s->source_fd, r;
-	struct identity id;
 
 	path = path ? path : FF_HIDDEN_NAME;
 	r = io_mkdirat(at, path, 0700);
@@ -118,15 +117,7 @@ static int open_fleece_dir(struct ff_store *s, const char *path)
 	r = path_of_fd(s->fleece_fd, &s->fleece_path);
 	if (!r)
 		r = check_fleece_dir(s);
-	if (!r)
-		r = identity_of(s->fleece_fd, "", &id, NULL);
-	if (r)
-		return r;
-	/* Another FLEECE_DIR for the same SOURCE has a place of its own for disks kept aside. */
-	id.dev = 0;
-	snprintf(s->aside_path, sizeof s->aside_path, "%s/.aside-%016llx", FF_HIDDEN_NAME,
-	         (unsigned long long)XXH3_64bits(&id, sizeof id));
-	return 0;
+	return r ? r : aside_home(s->fleece_fd, s->aside_path, sizeof s->aside_path);
 }
 
 /* Has the holder of the lock begun to end? It says so in the file. */

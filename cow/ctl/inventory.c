@@ -1,0 +1,429 @@
+/*
+ * Reads a fleece directory: see inventory.h. What recovery (cow/recover_load.c) makes of the same
+ * files at a mount is the model; but that takes the directory over and mends, and this only looks.
+ *
+ * A mount may change all of it meanwhile. What goes between two calls is left out; the caller reads
+ * again where that could matter.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cow/ctl/inventory.h"
+#include "cow/ctl/view.h"
+#include "cow/engine.h"
+#include "cow/io.h"
+#include "cow/names.h"
+#include "cow/open_regular.h"
+#include "ff_util.h"
+
+enum { MANIFEST_MAX = 1 << 30 };
+
+struct reading {
+	int fleece_fd;
+	struct inventory *inv;
+	size_t dir;
+	bool foreign;
+};
+
+static bool ends_with(const char *s, const char *end)
+{
+	size_t n = strlen(s), m = strlen(end);
+
+	return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+/* Errors of what went, or changed its kind, while it was looked at. */
+static bool is_gone(int r)
+{
+	return r == -ENOENT || r == -ENOTDIR || r == -ELOOP;
+}
+
+static uint64_t space_of(int dirfd, const char *path)
+{
+	struct statx sx;
+
+	return io_statx(dirfd, path, &sx) ? 0 : sx.stx_blocks * 512;
+}
+
+static int add_stray(struct reading *rd, const char *path, size_t dir)
+{
+	struct inventory *inv = rd->inv;
+	void *p = realloc(inv->strays, (inv->stray_count + 1) * sizeof *inv->strays);
+	struct inv_stray stray = {strdup(path), dir, space_of(rd->fleece_fd, path)};
+
+	if (p)
+		inv->strays = p;
+	if (!p || !stray.path) {
+		free(stray.path);
+		return -ENOMEM;
+	}
+	inv->strays[inv->stray_count++] = stray;
+	return 0;
+}
+
+static int add_image(struct reading *rd, const char *path)
+{
+	struct inventory *inv = rd->inv;
+	struct inv_image img = {.dir = rd->dir};
+	struct qcow2_head head;
+	struct qcow2_layout l;
+
+	if (inv->image_count == inv->image_room) {
+		size_t room = inv->image_room ? inv->image_room * 2 : 64;
+		void *p = realloc(inv->images, room * sizeof *inv->images);
+
+		if (!p)
+			return -ENOMEM;
+		inv->images = p;
+		inv->image_room = room;
+	}
+	img.error = view_head(rd->fleece_fd, path, &head, &l, &img.why);
+	if (img.error == -ENOMEM || img.error == -EMFILE || is_gone(img.error))
+		return is_gone(img.error) ? 0 : img.error;
+	img.path = strdup(path);
+	if (!img.error) {
+		img.desc = head.desc;
+		img.backing = strdup(head.backing);
+		img.raw = strcmp(head.format, "qcow2") != 0;
+	}
+	if (!img.path || (!img.error && !img.backing)) {
+		free(img.path);
+		free(img.backing);
+		return -ENOMEM;
+	}
+	img.allocated = space_of(rd->fleece_fd, path);
+	inv->images[inv->image_count++] = img;
+	return 0;
+}
+
+/* Is there the image that checksums at PATH would be of, or should there be? */
+static bool has_image(const struct reading *rd, const char *path)
+{
+	const struct inv_dir *dir = &rd->inv->dirs[rd->dir];
+	const struct tree *t = dir->manifest.tree;
+	ff_autofree char *image = NULL;
+	struct statx sx;
+
+	if (asprintf(&image, "%.*s.qcow2", (int)(strlen(path) - strlen(".xxh3")), path) < 0) {
+		image = NULL;
+		return true;
+	}
+	if (io_statx(rd->fleece_fd, image, &sx) != -ENOENT)
+		return true;
+	for (uint32_t k = 0; t && k < t->disk_count; k++)
+		if (strcmp(t->inodes[t->disks[k]].image, image + strlen(dir->name) + 1) == 0)
+			return true;
+	return false;
+}
+
+static int take_file(struct reading *rd, const char *name, const char *path)
+{
+	if (strcmp(name, MANIFEST_NAME) == 0)
+		return 0;
+	if (!names_ours(name)) {
+		rd->foreign = true;
+		return 0;
+	}
+	if (ends_with(name, ".qcow2"))
+		return add_image(rd, path);
+	if (ends_with(name, ".backing"))
+		return 0;
+	if (ends_with(name, ".xxh3") && has_image(rd, path))
+		return 0;
+	return add_stray(rd, path, rd->dir);
+}
+
+/* All below the directory FD, whose path is in PATH, LEN bytes of a buffer of PATH_MAX. */
+static int read_below(struct reading *rd, int fd, char *path, size_t len)
+{
+	const struct dirent *e;
+	DIR *d;
+	int r = io_fdopendir(fd, &d);
+
+	if (r)
+		return r;
+	while (!r && !(r = io_readdir(d, &e)) && e) {
+		size_t n = strlen(e->d_name);
+		struct statx sx;
+		int sub;
+
+		if (len + n + 2 > PATH_MAX)
+			continue;
+		path[len] = '/';
+		memcpy(path + len + 1, e->d_name, n + 1);
+		r = io_statx(fd, e->d_name, &sx);
+		if (!r && !S_ISDIR(sx.stx_mode))
+			r = take_file(rd, e->d_name, path);
+		else if (!r)
+			r = io_openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &sub);
+		if (!r && S_ISDIR(sx.stx_mode))
+			r = read_below(rd, sub, path, len + 1 + n);
+		r = is_gone(r) ? 0 : r;
+	}
+	closedir(d);
+	return r;
+}
+
+/* The manifest of the directory FD, as manifest_read() does it, but without a word in the log. */
+static int read_manifest(int fd, struct inv_dir *dir)
+{
+	ff_autoclose int file = -1;
+	ff_autofree void *buf = NULL;
+	struct stat st;
+	int r = open_regular(fd, MANIFEST_NAME, O_RDONLY, &file);
+
+	if (!r)
+		r = io_fstat(file, &st);
+	if (r == -EINVAL)
+		dir->why = "it is not a regular file";
+	if (r)
+		return r;
+	dir->made = st.st_mtim;
+	if (st.st_size > MANIFEST_MAX) {
+		dir->why = "it is too large";
+		return -EINVAL;
+	}
+	buf = malloc((size_t)st.st_size + 1);
+	r = buf ? io_pread_full(file, buf, (size_t)st.st_size, 0) : -ENOMEM;
+	return r ? r : manifest_decode(buf, (size_t)st.st_size, &dir->manifest, &dir->why);
+}
+
+struct by_name {
+	const char *image;
+	uint32_t disk;
+};
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(((const struct by_name *)a)->image, ((const struct by_name *)b)->image);
+}
+
+/* Marks the images that the manifest names, and finds each disk's. */
+static int match(struct inventory *inv, struct inv_dir *dir)
+{
+	const struct tree *t = dir->manifest.tree;
+	size_t n = strlen(dir->name) + 1, count = t ? t->disk_count : 0;
+	ff_autofree struct by_name *names = calloc(count + 1, sizeof *names);
+
+	dir->of_disk = calloc(count + 1, sizeof *dir->of_disk);
+	if (!names || !dir->of_disk)
+		return -ENOMEM;
+	for (uint32_t k = 0; k < count; k++) {
+		names[k] = (struct by_name){t->inodes[t->disks[k]].image, k};
+		dir->of_disk[k] = SIZE_MAX;
+	}
+	if (count)
+		qsort(names, count, sizeof *names, compare_names);
+	for (size_t i = dir->first; i < dir->first + dir->count; i++) {
+		struct by_name key = {inv->images[i].path + n, 0}, *hit;
+
+		hit = count ? bsearch(&key, names, count, sizeof *names, compare_names) : NULL;
+		if (hit) {
+			inv->images[i].named = true;
+			dir->of_disk[hit->disk] = i;
+		}
+	}
+	return 0;
+}
+
+static int take_dir(struct reading *rd, const char *name)
+{
+	struct inventory *inv = rd->inv;
+	struct inv_dir dir = {.first = inv->image_count}, *list;
+	char path[PATH_MAX];
+	int fd, r = io_openat(rd->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+
+	if (r)
+		return is_gone(r) ? 0 : r;
+	list = realloc(inv->dirs, (inv->dir_count + 1) * sizeof *list);
+	if (list)
+		inv->dirs = list;
+	dir.name = strdup(name);
+	dir.error = list && dir.name ? read_manifest(fd, &dir) : -ENOMEM;
+	if (dir.error == -ENOMEM || dir.error == -EMFILE) {
+		free(dir.name);
+		close(fd);
+		return dir.error;
+	}
+	rd->dir = inv->dir_count++;
+	rd->foreign = false;
+	inv->dirs[rd->dir] = dir;
+	r = read_below(rd, fd, path, (size_t)snprintf(path, sizeof path, "%s", name));
+	list = &inv->dirs[rd->dir];
+	list->count = inv->image_count - list->first;
+	list->kind = strncmp(name, DROPPED, strlen(DROPPED)) == 0 ? INV_DROPPED
+	             : list->error != -ENOENT                     ? INV_SNAPSHOT
+	             : rd->foreign                                ? INV_FOREIGN
+	                                                          : INV_UNMADE;
+	return r ? r : match(inv, list);
+}
+
+static bool is_temporary(const char *name)
+{
+	return strcmp(name, ".source.tmp") == 0 || strcmp(name, ".session.tmp") == 0 ||
+	       strcmp(name, ".clean.tmp") == 0;
+}
+
+int inventory_read(int fleece_fd, struct inventory *out)
+{
+	struct reading rd = {fleece_fd, out, SIZE_MAX, false};
+	const struct dirent *e;
+	DIR *d;
+	int fd, r = io_openat(fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
+
+	*out = (struct inventory){0};
+	if (!r)
+		r = io_fdopendir(fd, &d);
+	if (r)
+		return r;
+	while (!r && !(r = io_readdir(d, &e)) && e) {
+		struct statx sx;
+
+		if (is_temporary(e->d_name)) {
+			r = add_stray(&rd, e->d_name, SIZE_MAX);
+			continue;
+		}
+		if (strncmp(e->d_name, DROPPED, strlen(DROPPED)) != 0 &&
+		    !snap_name_valid(e->d_name))
+			continue;
+		r = io_statx(fd, e->d_name, &sx);
+		if (!r && S_ISDIR(sx.stx_mode))
+			r = take_dir(&rd, e->d_name);
+		r = is_gone(r) ? 0 : r;
+	}
+	closedir(d);
+	if (r)
+		inventory_free(out);
+	return r;
+}
+
+void inventory_free(struct inventory *inv)
+{
+	for (size_t i = 0; i < inv->dir_count; i++) {
+		free(inv->dirs[i].name);
+		free(inv->dirs[i].of_disk);
+		tree_free(inv->dirs[i].manifest.tree);
+	}
+	for (size_t i = 0; i < inv->image_count; i++) {
+		free(inv->images[i].path);
+		free(inv->images[i].backing);
+	}
+	for (size_t i = 0; i < inv->stray_count; i++)
+		free(inv->strays[i].path);
+	free(inv->dirs);
+	free(inv->images);
+	free(inv->strays);
+	*inv = (struct inventory){0};
+}
+
+const struct inv_dir *inventory_find(const struct inventory *inv, const char *name)
+{
+	for (size_t i = 0; i < inv->dir_count; i++)
+		if (inv->dirs[i].kind == INV_SNAPSHOT && strcmp(inv->dirs[i].name, name) == 0)
+			return &inv->dirs[i];
+	return NULL;
+}
+
+bool inventory_visible(const struct inventory *inv, const struct inv_image *i)
+{
+	const struct inv_dir *d = &inv->dirs[i->dir];
+
+	return d->kind == INV_SNAPSHOT && (d->error || i->named);
+}
+
+/* --- chains ------------------------------------------------------------------------------------
+ */
+
+static int by_disk(const struct ff_image_desc *x, const struct ff_image_desc *y)
+{
+	if (x->disk_ino != y->disk_ino)
+		return x->disk_ino < y->disk_ino ? -1 : 1;
+	if (x->disk_btime_sec != y->disk_btime_sec)
+		return x->disk_btime_sec < y->disk_btime_sec ? -1 : 1;
+	if (x->disk_btime_nsec != y->disk_btime_nsec)
+		return x->disk_btime_nsec < y->disk_btime_nsec ? -1 : 1;
+	return 0;
+}
+
+static int by_disk_and_age(const void *a, const void *b)
+{
+	const struct inv_image *x = *(struct inv_image *const *)a;
+	const struct inv_image *y = *(struct inv_image *const *)b;
+	int r = by_disk(&x->desc, &y->desc);
+
+	return r ? r : x->desc.seq < y->desc.seq ? -1 : x->desc.seq > y->desc.seq;
+}
+
+bool inv_same_disk(const struct inv_image *a, const struct inv_image *b)
+{
+	return by_disk(&a->desc, &b->desc) == 0;
+}
+
+struct inv_image **inventory_chains(struct inventory *inv, size_t *count)
+{
+	struct inv_image **list = calloc(inv->image_count + 1, sizeof *list);
+	size_t n = 0;
+
+	for (size_t i = 0; list && i < inv->image_count; i++)
+		if (!inv->images[i].error)
+			list[n++] = &inv->images[i];
+	if (n)
+		qsort(list, n, sizeof *list, by_disk_and_age);
+	*count = n;
+	return list;
+}
+
+/* The name in the head, or what it leads to where it is a symlink of ours (cow/chain.c). */
+static const char *target_of(int fleece_fd, const struct inventory *inv, const struct inv_image *a,
+                             char *buf)
+{
+	const char *base = strrchr(a->backing, '/');
+	char path[PATH_MAX];
+
+	if (!ends_with(a->backing, ".backing"))
+		return a->backing;
+	snprintf(path, sizeof path, "%s/%s", inv->dirs[a->dir].name, base ? base + 1 : a->backing);
+	return io_readlinkat(fleece_fd, path, buf, PATH_MAX) ? "" : buf;
+}
+
+/* Does NAME, as it stands in A's head, lead to B? */
+static bool leads_to(const struct inventory *inv, const struct inv_image *a, const char *name,
+                     const struct inv_image *b)
+{
+	size_t n = strlen(inv->dirs[a->dir].name) + 1;
+	const char *dir = inv->dirs[b->dir].name;
+	ff_autofree char *right = names_backing_image(a->path + n, dir, b->path + strlen(dir) + 1);
+
+	/* through a symlink the path is absolute */
+	return right && (strcmp(right, name) == 0 || (name[0] == '/' && ends_with(name, b->path)));
+}
+
+struct inv_image *inv_next(int fleece_fd, const struct inventory *inv, const struct inv_image *a,
+                           struct inv_image *const *chain, size_t n, bool *lost, bool *exact)
+{
+	char buf[PATH_MAX];
+	const char *name, *at = NULL;
+	uint64_t seq;
+
+	*lost = false;
+	*exact = true;
+	if (a->raw)
+		return NULL;
+	name = target_of(fleece_fd, inv, a, buf);
+	for (const char *p = name; (p = strstr(p, "-fleece-")); p++)
+		at = p;
+	seq = at ? strtoull(at + strlen("-fleece-"), NULL, 10) : 0;
+	for (size_t i = 0; i < n; i++)
+		if (inv_same_disk(chain[i], a) && chain[i]->desc.seq == seq) {
+			*exact = leads_to(inv, a, name, chain[i]);
+			return chain[i];
+		}
+	*lost = true;
+	return NULL;
+}
