@@ -133,7 +133,7 @@ static void check_run(struct work *w)
 	if (!run.count)
 		return;
 	r = io_pread(w->v.fd, w->data, run.count * cs, run.host * cs, &got);
-	if (!r && w->v.sums_fd >= 0)
+	if (!r)
 		r = io_pread(w->v.sums_fd, w->sums, run.count * 8,
 		             qcow2_sum_offset(&w->v.l, run.host), &sums_got);
 	if (w->how->progress)
@@ -146,12 +146,22 @@ static void check_run(struct work *w)
 	compare(w, &run, sums_got);
 }
 
+/* Is the data of this cluster to be read? */
+static bool wants(const struct work *w, uint64_t guest)
+{
+	const struct audit *before = w->how->before;
+
+	if (!w->how->sums || w->v.sums_fd < 0 || w->v.sums_wrong)
+		return false;
+	return !before || has(before, FINDING_SUM, guest) || has(before, FINDING_READ, guest) ||
+	       has(before, FINDING_SUMS, 0);
+}
+
 static void add_data(struct work *w, uint64_t guest, uint64_t host)
 {
 	struct run *run = &w->run;
 
-	if (!w->how->sums || (w->how->before && !has(w->how->before, FINDING_SUM, guest) &&
-	                      !has(w->how->before, FINDING_READ, guest)))
+	if (!wants(w, guest))
 		return;
 	if (run->count && run->count < w->run_max && guest == run->guest + run->count &&
 	    host == run->host + run->count) {

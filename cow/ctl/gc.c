@@ -11,7 +11,7 @@
  *
  *   an image of a snapshot cannot be read        no image and no disk kept aside is removed
  *   a chain names one that is not there          none of that disk, and none that cannot be read
- *   an image of no snapshot cannot be read       no disk kept aside
+ *   what so stays cannot be read                 no disk kept aside
  *
  * Only files of names that fleecefs gives are removed, and directories when they are empty.
  */
@@ -38,7 +38,7 @@ struct gc {
 	struct source src;
 	bool dry;
 	bool *keep;      /* by image */
-	bool unreadable; /* some image cannot be read */
+	bool unreadable; /* some image that is kept cannot be read */
 	bool lost;       /* some chain names one that is not there */
 	bool visible_unreadable;
 	uint64_t removed, bytes;
@@ -95,7 +95,6 @@ static int mark(struct gc *g)
 	for (size_t i = 0; i < g->inv.image_count; i++) {
 		const struct inv_image *img = &g->inv.images[i];
 
-		g->unreadable |= img->error != 0;
 		g->visible_unreadable |= img->error && inventory_visible(&g->inv, img);
 	}
 	for (size_t i = 0; i < g->inv.image_count; i++) {
@@ -104,6 +103,7 @@ static int mark(struct gc *g)
 		if (g->visible_unreadable || (img->error && g->lost) ||
 		    g->inv.dirs[img->dir].kind == INV_FOREIGN)
 			g->keep[i] = true;
+		g->unreadable |= img->error && g->keep[i];
 	}
 	return 0;
 }

@@ -144,7 +144,7 @@ int place_reload(struct place *p)
 	ff_autofree char *path = NULL, *text = NULL;
 	json_error_t error;
 	json_t *status;
-	size_t len;
+	size_t len = 0;
 	int r;
 
 	if (asprintf(&path, "%s" STATUS, p->mountpoint) < 0) {

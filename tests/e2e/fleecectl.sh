@@ -1,0 +1,272 @@
+#!/bin/bash
+# fleecectl on a fleece directory: list, check, gc, map; mounted, unmounted, damaged, left by a kill.
+#
+#   fleecectl.sh FLEECEFS FLEECECTL
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+ctl=$(realpath "${2:?"the path of fleecectl"}")
+command -v xxhsum >/dev/null || skip "needs xxhsum"
+snaps=$mnt/snapshots
+
+# fleecectl with the arguments after $1 ends with status $1; what it says is in $tmp/out.
+says() {
+	local want=$1 status=0
+	shift
+	timeout 60 "$ctl" "$@" >"$tmp/out" 2>&1 || status=$?
+	[ "$status" = "$want" ] ||
+		fail "fleecectl $*: status $status instead of $want: $(cat "$tmp/out")"
+}
+
+# The last output has a line that matches $1.
+has() {
+	grep -qE -- "$1" "$tmp/out" || fail "no '$1' in: $(cat "$tmp/out")"
+}
+
+hasnt() {
+	! grep -qE -- "$1" "$tmp/out" || fail "there is '$1' in: $(cat "$tmp/out")"
+}
+
+# Bytes at random, $2 KiB at offset $3 KiB of the live disk $1.
+overwrite() {
+	dd if=/dev/urandom of="$mnt/$1" bs=1k count="$2" seek="$3" conv=notrunc status=none
+}
+
+# What the directory holds, byte for byte.
+state() {
+	(cd "$fleece" && find . -type f ! -name .lock -exec xxhsum -q -H3 {} + | sort -k2 | xxhsum -q -)
+}
+
+head -c 2M /dev/urandom >"$src/a.img"
+mkdir "$src/sub"
+head -c 300001 /dev/urandom >"$src/sub/b.img"
+truncate -s 8M "$src/holes.img"
+dd if=/dev/urandom of="$src/holes.img" bs=64k seek=32 count=32 conv=notrunc status=none
+
+step "usage"
+says 64
+says 64 nonsense
+has 'usage: fleecectl'
+for command in status list create drop check gc map; do
+	says 64 "$command" --nonsense
+	has "usage: fleecectl $command"
+	says 0 "$command" --help
+	has "^usage: fleecectl $command"
+done
+says 0 --version
+has '^fleecectl [0-9]'
+says 0 -h
+! "$ctl" --help | awk 'length > 80' | grep . || fail "the help is wider than 80 columns"
+says 64 gc
+says 64 map nightly
+says 64 map --width 3 nightly/a.img
+says 66 gc "$tmp/none"
+says 66 check "$src"
+says 69 status "$src"
+
+step "a healthy directory, mounted"
+mount_fs
+mkdir "$snaps/one"
+overwrite a.img 64 0
+overwrite a.img 4 1024
+overwrite sub/b.img 8 100
+mkdir "$snaps/two"
+overwrite a.img 128 512
+truncate -s 100000 "$mnt/sub/b.img"
+says 0 check "$fleece"
+has 'one/a.img-fleece-1.qcow2: ok, 17 clusters'
+has 'two/sub/b.img-fleece-2.qcow2: ok'
+has ': 2 snapshots, 6 images \(2 empty\), .*all right'
+says 0 list "$fleece"
+has '^one  .* ok +3 +[0-9.]+K'
+says 75 gc "$fleece"
+says 75 gc --dry-run "$fleece"
+
+step "map: the picture is that of the writes"
+# 2 MiB in 512 characters: one for each cluster
+says 0 map --fleece-dir "$fleece" --width 32 one/a.img
+python3 - "$tmp/out" <<'PYTHON'
+import re
+import sys
+
+lines = open(sys.argv[1], encoding="ascii").read().splitlines()
+picture = "".join(line for line in lines if re.fullmatch(r"[-.+*#]{32}", line))
+want = ["-"] * 512
+for first, count in ((0, 16), (256, 1), (128, 32)):
+    want[first:first + count] = "#" * count
+assert picture == "".join(want), picture
+PYTHON
+says 0 map --fleece-dir "$fleece" two/a.img
+has '^preserved 128K, unchanged 1.9M, holes 0$'
+"$ctl" map --fleece-dir "$fleece" --svg --width 32 one/a.img >"$tmp/map.svg"
+python3 - "$tmp/map.svg" <<'PYTHON'
+import sys
+import xml.etree.ElementTree as tree
+
+root = tree.parse(sys.argv[1]).getroot()
+fills = [r.get("fill") for r in root.iter("{http://www.w3.org/2000/svg}rect")]
+cells, legend = fills[:512], fills[512:]
+assert len(legend) == 5, len(fills)
+assert cells.count(legend[4]) == 16 + 1 + 32, cells
+PYTHON
+says 66 map --fleece-dir "$fleece" three/a.img
+says 66 map --fleece-dir "$fleece" one/none.img
+
+step "a healthy directory, not mounted; nothing is changed in it"
+umount_fs
+before=$(state)
+says 0 check "$fleece"
+has ': 2 snapshots, 6 images \(2 empty\), .*all right'
+says 0 check --quiet "$fleece"
+[ ! -s "$tmp/out" ] || fail "not quiet: $(cat "$tmp/out")"
+says 0 check "$fleece" one
+says 66 check "$fleece" three
+says 0 list "$fleece"
+"$ctl" list --json "$fleece" | python3 -c '
+import json, sys
+one, two = json.load(sys.stdin)
+assert (one["name"], one["state"], one["disks"]) == ("one", "ok", 3), one
+assert one["preserved_bytes"] == (16 + 1 + 2) * 4096, one
+assert two["created"] >= one["created"] > 1e9, two'
+says 0 map --fleece-dir "$fleece" --width 128 one/holes.img
+has '^preserved 0, unchanged 2.0M, holes 6.0M$'
+[ "$(grep -cE '^\.{128}$' "$tmp/out")" = 12 ] || fail "not 12 rows of holes: $(cat "$tmp/out")"
+says 0 gc "$fleece"
+has ': 0 removed'
+[ "$before" = "$(state)" ] || fail "something was changed"
+
+step "check finds damage"
+cp -a --sparse=always "$fleece" "$tmp/good"
+restore() {
+	rm -rf "$fleece"
+	cp -a --sparse=always "$tmp/good" "$fleece"
+}
+one=$fleece/one/a.img-fleece-1.qcow2
+two=$fleece/two/a.img-fleece-2.qcow2
+# $1: what check says of it; the rest is a command that damages.
+found() {
+	local what=$1
+	shift
+	restore
+	"$@"
+	says 1 check "$fleece"
+	has "$what"
+	has ': DAMAGE$'
+}
+damage() {
+	/usr/bin/env python3 "$here/imgdamage.py" "$@"
+}
+found "one/a.img-fleece-1.qcow2: the saved cluster of the disk's offset 0 does not match" damage data "$one"
+says 0 check --quick "$fleece"
+says 0 check "$fleece" two
+says 1 check "$fleece" one
+found "one/a.img-fleece-1.qcow2: the cluster of the disk's offset 1048576 is another's too" damage entry-other "$one"
+found "one/a.img-fleece-1.qcow2: the L2 entry of the disk's offset 0 is damaged" damage entry-wild "$one"
+found "one/a.img-fleece-1.qcow2: the L2 entry of the disk's offset 0 is damaged" damage entry-beyond "$one"
+found "one/a.img-fleece-1.qcow2: its L2 tables are not what they were" damage entry-gone "$one"
+found "two/a.img-fleece-2.qcow2: L1 table entry 0 is damaged" damage table "$two"
+found "two/a.img-fleece-2.qcow2: refcount table entry 0 is damaged" damage block "$two"
+found "two/a.img-fleece-2.qcow2: the image's offset [0-9]+ is in use, but its refcount is 0" damage refcount "$two"
+found "two/a.img-fleece-2.qcow2: the L2 entry of the disk's offset [0-9]+ is damaged" damage cut "$two"
+found "two/a.img-fleece-2.qcow2: it was cut short" damage short "$two"
+found "one/a.img-fleece-1.qcow2: its header is damaged" damage byte "$one" 200
+found "one/a.img-fleece-1.qcow2: its backing file, \.\./one/a.img-fleece-1.qcow2, is not a newer image" \
+	damage backing "$one" ../one/a.img-fleece-1.qcow2
+found "one/a.img-fleece-1.qcow2: its backing file, \.\./two/a.img-fleece-7.qcow2, is missing" \
+	damage backing "$one" ../two/a.img-fleece-7.qcow2
+found "two/a.img-fleece-2.qcow2: the fleecing image is missing" rm "$two"
+has "one/a.img-fleece-1.qcow2: its backing file, .*, is missing"
+found "one/manifest: its checksum does not match" damage byte "$fleece/one/manifest" 100
+found "two/manifest: it is cut short|two/manifest: it is not a manifest|two/manifest: its checksum" \
+	truncate -s 100 "$fleece/two/manifest"
+found "one/a.img-fleece-1.qcow2: its checksum file is missing" rm "${one%.qcow2}.xxh3"
+found "one/a.img-fleece-1.qcow2: its checksum file is damaged, or another" cp "${two%.qcow2}.xxh3" "${one%.qcow2}.xxh3"
+found "does not match its checksum" damage byte "${two%.qcow2}.xxh3" 70
+restore
+damage leak "$two"
+says 0 check "$fleece"
+has 'note: 1 clusters of images are in use by nothing'
+found "/source/a.img was changed while fleecefs was not mounted" touch -d @1 "$src/a.img"
+found "not durable, and power was lost" sh -c "rm '$fleece/.clean'
+	sed -i 's/^........-/00000000-/' '$fleece/.session'"
+says 0 list "$fleece"
+has '^one .* torn '
+
+step "an interrupted mkdir, a killed daemon, a drop cut short: gc"
+rm -rf "$fleece" "$src/.fleecefs"
+mkdir -m 700 "$fleece"
+mount_fg
+mkdir "$snaps/one"
+overwrite a.img 64 0
+cp "$src/a.img" "$tmp/two.ref"
+mkdir "$snaps/two"
+overwrite a.img 64 100
+rm "$mnt/sub/b.img"
+mkdir "$snaps/three"
+overwrite a.img 64 200
+kill -KILL "$daemon"
+wait "$daemon" || true
+umount "$mnt"
+says 0 check "$fleece"
+[ "$(find "$src/.fleecefs" -type f | wc -l)" = 1 ] || fail "no disk was kept aside"
+# three loses its manifest: no older one needs more than what its images lead to
+rm "$fleece/three/manifest"
+mv "$fleece/one" "$fleece/.dropped-0"
+touch "$fleece/two/~unfinished" "$fleece/two/manifest.tmp" "$fleece/.session.tmp" \
+	"$fleece/two/old.img-fleece-9.xxh3"
+mkdir "$fleece/mine"
+touch "$fleece/mine/photo.jpg" "$fleece/mine/a.img-fleece-1.xxh3"
+before=$(state)
+says 0 gc --dry-run "$fleece"
+has 'would remove .dropped-0/a.img-fleece-1.qcow2'
+has 'would remove two/~unfinished'
+has 'would remove .session.tmp'
+hasnt 'mine|three/|kept aside|remove two/a'
+[ "$before" = "$(state)" ] || fail "a dry run changes something"
+says 0 gc "$fleece"
+[ ! -e "$fleece/.dropped-0" ] || fail ".dropped-0 is left"
+[ "$(find "$fleece/mine" -type f | wc -l)" = 2 ] || fail "foreign files are gone"
+[ -z "$(find "$fleece" -name '*.tmp' -o -name '*~unfinished' -o -name '*-9.xxh3')" ] || fail "leftovers are left"
+[ -n "$(images three a.img)" ] || fail "an image that two needs is gone"
+mount_fs
+cmp "$snaps/two/a.img" "$tmp/two.ref"
+umount_fs
+before=$(state)
+says 0 gc "$fleece"
+has ': 0 removed'
+[ "$before" = "$(state)" ] || fail "nothing to do, but something was changed"
+
+step "gc: what cannot be told stays; without snapshots all goes, in SOURCE too"
+damage byte "$(find "$fleece" -name 'a.img-fleece-3.qcow2')" 200
+n=$(images | wc -l)
+says 0 gc "$fleece"
+has 'a.img-fleece-3.qcow2: cannot be read: its header is damaged'
+[ "$(images | wc -l)" = "$n" ] || fail "an image is gone that may be needed"
+[ "$(find "$src/.fleecefs" -type f | wc -l)" = 1 ] || fail "the disk aside is gone, though an image cannot be read"
+rm "$fleece/two/manifest"
+says 0 gc "$fleece"
+[ -z "$(images)" ] || fail "images are left: $(images)"
+[ -z "$(find "$src/.fleecefs" -type f)" ] || fail "a disk is kept aside for nobody"
+[ -e "$fleece/mine/photo.jpg" ] || fail "foreign files are gone"
+
+step "a writer, and snapshots that come and go: check finds nothing"
+rm -rf "$fleece"
+mkdir -m 700 "$fleece"
+mount_fs
+start_scribbler --seed 5 --pause 0.001 "$mnt/a.img" "$mnt/holes.img"
+(while [ ! -e "$tmp/stop" ]; do
+	mkdir "$snaps/x" && mv "$snaps/x" "$snaps/y" && mkdir "$snaps/x" && rmdir "$snaps/y" "$snaps/x"
+done) &
+churn=$!
+mkdir "$snaps/stays"
+for _ in $(seq "${ROUNDS:-12}"); do
+	says 0 check "$fleece"
+	says 0 list "$fleece"
+	says 0 map --fleece-dir "$fleece" stays/a.img
+done
+touch "$tmp/stop"
+wait "$churn" || fail "a mkdir or rmdir failed"
+stop "$scribbler"
+says 0 check "$fleece"
+has '[1-9][0-9]* clusters: all right'
+umount_fs
