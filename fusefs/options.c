@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "ff_log.h"
 #include "ff_util.h"
@@ -96,8 +97,16 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("strictatime", KEY_IGNORE),
     FUSE_OPT_KEY("nodiratime", KEY_IGNORE),
     FUSE_OPT_KEY("lazytime", KEY_IGNORE),
+    FUSE_OPT_KEY("nousers", KEY_IGNORE),
+    FUSE_OPT_KEY("noowner", KEY_IGNORE),
+    FUSE_OPT_KEY("nogroup", KEY_IGNORE),
+    FUSE_OPT_KEY("norelatime", KEY_IGNORE),
+    FUSE_OPT_KEY("nostrictatime", KEY_IGNORE),
+    FUSE_OPT_KEY("diratime", KEY_IGNORE),
+    FUSE_OPT_KEY("nolazytime", KEY_IGNORE),
+    FUSE_OPT_KEY("loud", KEY_IGNORE),
+    FUSE_OPT_KEY("silent", KEY_IGNORE),
     FUSE_OPT_KEY("comment=", KEY_IGNORE),
-    FUSE_OPT_KEY("x-", KEY_IGNORE),
     FUSE_OPT_END,
 };
 
@@ -301,9 +310,13 @@ static int on_option(void *data, const char *arg, int key, struct fuse_args *lef
 			ff_error("'%s': only SOURCE and MOUNTPOINT are expected", arg);
 		return !at || set_string(at, arg) < 0 ? -1 : 0;
 	}
+	if (key == FUSE_OPT_KEY_OPT && !strcmp(arg, "remount")) {
+		ff_error("options cannot be changed while it is mounted; unmount it first");
+		return -1;
+	}
 	if (key == FUSE_OPT_KEY_OPT) {
 		if (strncmp(arg, "--", 2))
-			return strncmp(arg, "x-", 2) ? 1 : 0;
+			return strncasecmp(arg, "x-", 2) ? 1 : 0; /* other programs' words */
 		ff_error("unknown option %s (fleecefs -h lists all)", arg);
 		return -1;
 	}

@@ -10,7 +10,8 @@
  *              kernel write back dirty mapped pages. A helper thread asks the mount for its root:
  *              an answer means that the kernel and we understand each other, and is what "ready"
  *              means. Only then the parent is told through the pipe (one byte), stdio is closed
- *              and the log goes to syslog.
+ *              and the log goes to syslog; in the foreground a service manager is told instead
+ *              (READY=1). One line is logged, and one when all has ended well.
  *   ending     the loop has ended (unmount, signal or error); unmount, wait for threads that make
  *              or drop a snapshot, give back handles and nodes, drop the ephemeral snapshot, close
  *              the store. In this order: the unmount first, so that nobody is served any more;
@@ -42,6 +43,7 @@
 #include "fusefs/inode.h"
 #include "fusefs/loop.h"
 #include "fusefs/mountpoint.h"
+#include "fusefs/notify.h"
 #include "fusefs/own_mount.h"
 #include "fusefs/privileges.h"
 
@@ -228,6 +230,14 @@ static void end_loop(struct session *s)
 	pthread_kill(s->main_thread, WAKE);
 }
 
+/* Only the process that a service manager started speaks to it: a mount in the background has been
+ * ready, for it, when the parent ended. */
+static void tell_manager(const struct session *s, const char *text)
+{
+	if (s->o->foreground)
+		notify(text);
+}
+
 static void give_up(struct session *s)
 {
 	s->never_ready = true;
@@ -252,7 +262,10 @@ static void *check_ready(void *arg)
 		ff_error("%s: nobody waited for the mount any more: unmounted",
 		         s->places.mountpoint);
 		give_up(s);
+		return NULL;
 	}
+	ff_info("%s is mounted on %s", s->places.source, s->places.mountpoint);
+	tell_manager(s, "READY=1\nSTATUS=Mounted");
 	return NULL;
 }
 
@@ -312,6 +325,7 @@ static void *watch_signals(void *arg)
 	while (sigtimedwait(&ends, NULL, &second) < 0)
 		ff_store_pulse(s->fs.store);
 	if (!atomic_load(&s->ending)) {
+		tell_manager(s, "STOPPING=1\nSTATUS=Writing back, unmounting");
 		take_dirty_pages(s);
 		end_loop(s);
 	}
@@ -346,6 +360,7 @@ static int serve_mounted(struct session *s)
 		return r;
 	}
 	r = loop(s);
+	tell_manager(s, "STOPPING=1\nSTATUS=Unmounting, flushing the fleecing images");
 	fuse_session_unmount(s->se);
 	pthread_join(helper, NULL);
 	atomic_store(&s->ending, true);
@@ -420,7 +435,10 @@ static int serve(struct session *s)
 			ff_store_drop(fs->store, fs->ephemeral);
 		free(fs->ephemeral);
 		closed = ff_store_close(fs->store);
-		return r < 0 ? r : closed;
+		r = r < 0 ? r : closed;
+		if (r == 0)
+			ff_info("%s is unmounted", s->places.mountpoint);
+		return r;
 	}
 	fs_destroy(fs);
 	return r;
