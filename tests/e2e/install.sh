@@ -171,15 +171,25 @@ offered fleecefs >"$tmp/b"
 same "fleecefs: help, bash"
 named <(grep "^	'" "$zsh_dir/_fleecefs") <(echo "--help --version") >"$tmp/b"
 same "fleecefs: help, zsh"
-manual() {
-	sed -n '/^\.SH OPTIONS/,/^\.SH EXIT/p' "$usr/share/man/man8/$1.8" | named
-}
 sed -n '/^\.SH OPTIONS/,/^\.SH EXIT/{
 	/^\.TP/{n; s/\\-/-/g; s/^\.[BIR]* *"*//; /^-/!s/^\([a-z-]*\).*/--\1/p; }
 }' "$usr/share/man/man8/fleecefs.8" | named >"$tmp/b"
 printf '%s\n' --help --version | sort -u - "$tmp/b" >"$tmp/c"
 mv "$tmp/c" "$tmp/b"
 same "fleecefs: help, manual"
+ctl=$(find "$usr" -name fleecectl -perm -u=x -type f)
+for command in $("$ctl" --help | sed -n 's/^  \([a-z]*\)  *\[.*/\1/p'); do
+	{ "$ctl" "$command" --help | named; echo "--help"; echo "--version"; } | sort -u >"$tmp/a"
+	offered fleecectl "$command" >"$tmp/b"
+	same "fleecectl $command: help, bash"
+	sed -n "/^$command)/,/;;/p" "$zsh_dir/_fleecectl" | sed "s/\\\$on/--on/" >"$tmp/zsh"
+	{ named "$tmp/zsh"; echo "--help"; echo "--version"; } | sort -u >"$tmp/b"
+	same "fleecectl $command: help, zsh"
+	echo "$command: $(wc -l <"$tmp/a") options"
+done
+named <(grep -v '^\.IR' "$usr/share/man/man8/fleecectl.8" | sed '/^\.SH EXIT/,$d') >"$tmp/a"
+named "$usr/share/bash-completion/completions/fleecectl" >"$tmp/b"
+same "fleecectl: manual, bash"
 if command -v zsh >/dev/null; then
 	for file in "$zsh_dir"/_flee*; do
 		zsh -n "$file"
