@@ -42,7 +42,13 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 	l->snap = snap;
 	l->img = img;
 	l->clusters = ff_image_clusters(img);
-	atomic_init(&l->broken, ff_image_is_broken(img));
+	if (ff_image_is_broken(img)) {
+		atomic_init(&l->why, "it broke before this mount; the log of that time says why");
+		atomic_init(&l->torn, ff_image_desc(img)->torn);
+		atomic_init(&l->broken, true);
+	}
+	if (ff_image_is_broken(img) || ff_image_preserved(img) > 0)
+		stats_notable(l);
 	ff_image_set_budget(img, space_charge, d->store);
 	return l;
 }
@@ -52,6 +58,7 @@ void link_free(struct link *l)
 	ff_image_free(l->img);
 	l->dir->links--;
 	disk_unref(l->disk);
+	free(atomic_load(&l->stats));
 	free(l);
 }
 
@@ -159,7 +166,7 @@ static bool breaks(struct link *l, uint64_t first, uint64_t count, bool all)
 /* Marks views in memory, pins their links and announces that they are being recorded. Lock: chain.
  */
 static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool all,
-                          struct link **out, size_t room)
+                          const char *why, struct link **out, size_t room)
 {
 	size_t n = 0;
 
@@ -172,8 +179,11 @@ static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool
 		FF_GUARD(&out[0]->disk->claim_lock);
 		out[0]->disk->recording += (unsigned)n;
 	}
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i++) {
+		atomic_store(&out[i]->why, why);
 		atomic_store(&out[i]->broken, true);
+		stats_notable(out[i]);
+	}
 	if (n)
 		chain_recount(out[0]->disk);
 	return n;
@@ -211,7 +221,7 @@ static int break_views(struct ff_disk *d, struct link *top, uint64_t first, uint
 		/* A link that was taken out meanwhile has no neighbours any more. */
 		n = top && top->out ? 0
 		                    : mark_broken(top ? top : atomic_load(&d->top), first, count,
-		                                  !top, links, FF_ARRAY_SIZE(links));
+		                                  !top, why, links, FF_ARRAY_SIZE(links));
 		pthread_mutex_unlock(&d->store->chain);
 		e = record_all(links, n, hangs, why);
 		r = r ? r : e;
@@ -224,7 +234,7 @@ int chain_break_one(struct link *l, const char *why)
 	size_t n;
 
 	pthread_mutex_lock(&l->disk->store->chain);
-	n = breaks(l, 0, 0, true) ? mark_broken(l, 0, 0, true, &l, 1) : 0;
+	n = breaks(l, 0, 0, true) ? mark_broken(l, 0, 0, true, why, &l, 1) : 0;
 	pthread_mutex_unlock(&l->disk->store->chain);
 	return record_all(&l, n, false, why);
 }
@@ -232,9 +242,12 @@ int chain_break_one(struct link *l, const char *why)
 int chain_break(struct link *top, uint64_t first, uint64_t count, int error)
 {
 	bool hangs = error == -ETIMEDOUT;
+	const char *why = strerrordesc_np(-error); /* static, unlike strerror()'s */
 
 	return break_views(top->disk, top, first, count, hangs,
-	                   hangs ? "saving took longer than cbw-timeout" : strerror(-error));
+	                   hangs ? "saving took longer than cbw-timeout"
+	                   : why ? why
+	                         : "unknown error");
 }
 
 int chain_break_all(struct ff_disk *d, const char *why)

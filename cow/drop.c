@@ -448,6 +448,8 @@ static int wait_for_readers(struct ff_snap *snap)
 		if (pthread_cond_timedwait(&snap->idle, &snap->lock, &until) == ETIMEDOUT)
 			return -EBUSY;
 	}
+	while (snap->looks > 0)
+		pthread_cond_wait(&snap->idle, &snap->lock);
 	snap->dropped = true;
 	return 0;
 }

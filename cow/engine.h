@@ -33,6 +33,7 @@
 
 #include "cow/barrier.h"
 #include "cow/qcow2_image.h"
+#include "cow/stats.h"
 #include "cow/tree.h"
 #include "ff_store.h"
 
@@ -54,6 +55,7 @@ struct fleece_dir {
 	unsigned links; /* links whose images lie here; lock: admin */
 	bool kept;      /* it holds images that are left to the next mount; lock: admin */
 	struct fleece_dir *next_hidden; /* lock: admin */
+	struct link *_Atomic notable;   /* links with something to tell: see stats.c */
 };
 
 /* The image of one disk in one snapshot. Made by freeze or recovery, linked into the disk's chain
@@ -76,6 +78,12 @@ struct link {
 	atomic_uint_fast64_t flushed; /* that many of the saves are durable */
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
 	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
+	uint32_t number;            /* of the disk in the snapshot; constant */
+	atomic_bool notable;        /* on its directory's list; set once */
+	atomic_bool torn;           /* set before broken: it broke by a loss of power */
+	const char *_Atomic why;    /* it broke, set before broken; static */
+	struct link *next_notable;  /* constant once on the list */
+	struct link_stats *_Atomic stats; /* NULL until there is something to count */
 };
 
 struct claim {
@@ -126,11 +134,19 @@ struct ff_snap {
 	                           readers until dropped; NULL: that image is lost */
 	size_t link_count;      /* as many as the tree has disks, but for a damaged one */
 	bool damaged;           /* its manifest is; there is no tree to show, only EIO */
-	struct ff_snap *next;   /* lock: snaps; towards newer */
-	pthread_mutex_t lock;   /* the following */
+	/* for looks at it; constant once published: see status_prepare() */
+	struct timespec created;
+	bool durable;
+	uint64_t files, frozen_bytes;
+	uint64_t first_allocated; /* by its images when they were made */
+	size_t missing;           /* NULLs in links */
+	size_t too_deep;          /* files and directories that could not be frozen */
+	struct ff_snap *next;     /* lock: snaps; towards newer */
+	pthread_mutex_t lock;     /* the following */
 	pthread_cond_t idle;
 	unsigned readers;           /* open */
 	unsigned unflushed_readers; /* open, and no descriptor of theirs was closed yet */
+	unsigned looks;             /* at its state: a drop waits, they are short */
 	bool dropped;
 };
 
@@ -179,6 +195,14 @@ struct ff_store {
 	uint64_t space_used;                 /* bytes that the images have allocated */
 	uint64_t space_unchecked;            /* allocated since free space was last asked for */
 	int64_t space_headroom;              /* what could still be allocated then */
+	uint64_t space_grown;                /* allocated since the store was opened; lock: space */
+	uint64_t growth_seen;                /* of that, in growth_bytes; lock: space */
+	struct timespec growth_time;         /* when; lock: space */
+	double growth_bytes, growth_seconds; /* lock: space; their quotient is the rate */
+	int64_t space_avail;                 /* lock: space; on the filesystem, when last asked */
+	atomic_bool space_asking;            /* a job asks, and has not come back */
+	unsigned space_warned;               /* of that many per cent; who set `pulsing` */
+	struct store_stats stats[STATS_SHARDS];
 };
 
 /* --- disk.c --- */
@@ -229,7 +253,7 @@ void chain_owners(struct link *link, uint64_t first, unsigned count, struct owne
  * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and is not waited for.
  * An error: some view's loss could not be recorded, and what was to be destroyed must not be. */
 int chain_break(struct link *top, uint64_t first, uint64_t count, int error);
-/* Breaks every view of the disk. */
+/* Breaks every view of the disk. WHY is static, here and below. */
 int chain_break_all(struct ff_disk *d, const char *why);
 /* Breaks the view of this link alone. */
 int chain_break_one(struct link *l, const char *why);
@@ -363,6 +387,10 @@ void aside_adopt(struct ff_disk *d);
 /* At open: removes names aside that no chain needs. */
 void aside_sweep(struct ff_store *s);
 
+/* --- status.c --- */
+/* Takes what does not change of a snapshot that is about to be published, or was recovered. */
+void status_prepare(struct ff_snap *snap);
+
 /* --- space.c --- */
 /* Counts what the link's image has allocated already; once. */
 int space_charge_link(struct link *l);
@@ -370,5 +398,11 @@ void space_release_link(struct link *l);
 /* Counts it even beyond the limit: it is there. */
 void space_adopt_link(struct link *l);
 int space_charge(void *store, int64_t bytes);
+/* From now on growth is measured. */
+void space_begin(struct ff_store *s);
+/* Fills in what is about space. Waits for storage that does not answer a second at most. */
+void space_look(struct ff_store *s, struct ff_store_status *out);
+/* Once a second, by one thread at a time, which may hang: says when space becomes scarce. */
+void space_pulse(struct ff_store *s);
 
 #endif

@@ -273,6 +273,7 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 		drop_image(img);
 		return -ENOMEM;
 	}
+	l->number = number;
 	snap->links[number] = l;
 	/* From here on the disk stays in the table. Who wrote to it and closed it before that,
 	 * after the walk, has left no trace but this. */
@@ -519,6 +520,7 @@ static int publish(struct freeze *f, unsigned flags)
 		return r;
 	}
 	snap->ephemeral = m.ephemeral;
+	snap->durable = m.durable;
 	r = manifest_write(snap->dir->fd, &m, m.durable);
 	if (!r && m.durable)
 		r = io_fsync(snap->dir->fd);
@@ -581,6 +583,7 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 		ff_error("%s/%s: was not made whole and cannot be removed either: it stays, and "
 		         "takes space, until it is removed with rmdir",
 		         store->fleece_path, name);
+	status_prepare(f.snap);
 	snap_publish(f.snap);
 	return r;
 }

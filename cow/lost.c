@@ -257,7 +257,9 @@ int lost_recall(struct ff_store *s)
 			continue;
 		}
 		atomic_store(&l->noted, true);
+		atomic_store(&l->why, "old data could not be saved, during an earlier mount");
 		atomic_store(&l->broken, true);
+		stats_notable(l);
 		chain_recount(l->disk);
 		if (write_header(l))
 			ff_warning("%s/%s stays until the view's image can be written",

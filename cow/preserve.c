@@ -50,7 +50,10 @@ enum {
 	COPY_BYTES = 16 << 20,  /* of one copy_file_range, so that a freeze need not wait longer */
 	STACK_BYTES = 64 << 10, /* old data of smaller saves is kept on the stack */
 	DIRECT_ALIGN = 4096,
-	OVERTAKEN = 1, /* of phase 1: the link is no longer the newest, not all is saved */
+	/* what phase 1 says if it did not fail, as bits */
+	OVERTAKEN = 1, /* the link is no longer the newest, not all is saved */
+	WAITED = 2,    /* something was saved, or broke, by this thread or one that it waited for */
+	BROKE = 4,     /* something could not be saved */
 };
 
 /* What a change does to the bytes [off, end). */
@@ -163,11 +166,14 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 		return 0;
 	r = ff_image_save(top->img, first, count, buf, wanted,
 	                  top->disk->store->cfg.durable || atomic_load(&top->disk->durable));
-	if (!r)
-		atomic_fetch_add(&top->saves, saves);
-	return r;
+	if (r)
+		return r;
+	atomic_fetch_add(&top->saves, saves);
+	stats_saved(top, saves * size);
+	return WAITED;
 }
 
+/* 0, WAITED, or an error. */
 static int save_claimed(struct link *top, const struct effect *e, uint64_t first, uint64_t count)
 {
 	struct ff_store *s = top->disk->store;
@@ -206,15 +212,15 @@ static uint64_t skip_hole(struct link *top, uint64_t first, uint64_t end)
 	return r ? first : FF_MIN(FF_MAX(first, data / size), end);
 }
 
-/* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned; OVERTAKEN.
- * On error *FAILED and *COUNT say which clusters could not be saved. */
+/* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned; OVERTAKEN,
+ * WAITED. On error *FAILED and *COUNT say which clusters could not be saved. */
 static int save(struct link *top, const struct effect *e, uint64_t first, uint64_t end,
                 uint64_t *failed, uint64_t *count)
 {
 	size_t size = ff_image_desc(top->img)->cluster_size;
 	uint64_t most = FF_MAX(1, SAVE_BYTES / size);
 	bool zeros = !e->bytes && !e->unknown;
-	int r = 0;
+	int r = 0, told = 0;
 
 	while (first < end) {
 		struct claim mine;
@@ -237,16 +243,22 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 				r = atomic_load(&top->disk->top) == top
 				        ? save_claimed(top, e, first, n)
 				        : OVERTAKEN;
+			else
+				r = WAITED;
 			unclaim(top->disk, &mine);
 		}
-		if (r) {
+		if (r < 0) {
 			*failed = first;
 			*count = n;
 			return r;
 		}
+		told |= r;
+		if (r & OVERTAKEN)
+			return told;
+		r = 0;
 		first += n;
 	}
-	return 0;
+	return told;
 }
 
 /* A save that is not waited for longer than cbw-timeout; owns what it points to. */
@@ -290,12 +302,13 @@ static int save_timed(struct link *top, const struct effect *e, uint64_t first, 
 	return r;
 }
 
-/* Phase 1 with the policy for failures; OVERTAKEN. An error only if the guest is to have it. */
+/* Phase 1 with the policy for failures; OVERTAKEN, WAITED, BROKE. An error only if the guest is to
+ * have it. */
 static int preserve(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
 {
 	struct ff_disk *d = top->disk;
 	uint64_t failed, count;
-	int r;
+	int r, told = 0;
 
 	for (;;) {
 		failed = first;
@@ -303,7 +316,8 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 		r = d->store->cfg.cbw_timeout ? save_timed(top, e, first, end)
 		                              : save(top, e, first, end, &failed, &count);
 		if (r >= 0)
-			return r;
+			return r | told;
+		told |= WAITED | BROKE;
 		if (d->store->cfg.policy == FF_BREAK_GUEST_WRITE) {
 			ff_error("%s: old data cannot be saved, the guest's write fails: %s",
 			         ff_image_path(top->img), strerror(-r));
@@ -313,7 +327,7 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 		if (r)
 			return r;
 		if (!chain_wanted(d))
-			return 0;
+			return told;
 		first = failed + count;
 	}
 }
@@ -371,6 +385,32 @@ static bool is_direct(int fd)
 	return flags >= 0 && flags & O_DIRECT;
 }
 
+/* Phase 1, until what was broken stands on storage, counted; OVERTAKEN. An error only if the guest
+ * is to have it. */
+static int preserve_counted(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
+{
+	struct ff_disk *d = top->disk;
+	struct timespec from, to;
+	int told, r = 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	told = chain_wanted(d) ? preserve(top, e, first, end) : 0;
+	if (told < 0)
+		r = told;
+	else if (told & OVERTAKEN)
+		r = OVERTAKEN;
+	else
+		r = lost_settled(d); /* what we did not save another thread may break */
+	if (told < 0 || told & WAITED) {
+		clock_gettime(CLOCK_MONOTONIC, &to);
+		stats_wait(top,
+		           (uint64_t)((to.tv_sec - from.tv_sec) * 1000000 +
+		                      (to.tv_nsec - from.tv_nsec) / 1000),
+		           told < 0 || told & BROKE);
+	}
+	return r;
+}
+
 /* Both phases. */
 static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
@@ -394,9 +434,7 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 			atomic_fetch_sub(&saved->pins, 1);
 		saved = top;
 		e.direct = is_direct(c->fd);
-		r = chain_wanted(d) ? preserve(top, &e, first, end) : 0;
-		if (!r)
-			r = lost_settled(d); /* what we did not save another thread may break */
+		r = preserve_counted(top, &e, first, end);
 		if (r) {
 			atomic_fetch_sub(&saved->pins, 1);
 			saved = NULL;

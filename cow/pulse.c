@@ -66,6 +66,7 @@ static int pulse_job(void *ctx)
 		           "views are given up",
 		           s->fleece_path, strerror(-r));
 	s->pulse_failed = r != 0;
+	space_pulse(s);
 	atomic_store(&s->pulsing, false);
 	return r;
 }

@@ -167,8 +167,10 @@ static void publish(struct save *s)
 {
 	uint64_t at = 0, end;
 
-	for (; (end = next_piece(s, &at)) > at; at = end)
+	for (; (end = next_piece(s, &at)) > at; at = end) {
 		clustermap_set(&s->img->marks, s->first + at, end - at);
+		atomic_fetch_add_explicit(&s->img->preserved, end - at, memory_order_relaxed);
+	}
 }
 
 static int run_save(struct save *s, bool durable)
@@ -242,8 +244,10 @@ int ff_image_save_zeros(struct ff_image *img, uint64_t first, uint64_t count, bo
 	}
 	if (!r && durable)
 		r = ff_image_flush(img);
-	if (!r)
+	if (!r) {
 		clustermap_set(&img->marks, first, count);
+		atomic_fetch_add_explicit(&img->preserved, count, memory_order_relaxed);
+	}
 	return r;
 }
 
@@ -271,7 +275,7 @@ static int free_run(struct ff_image *img, uint64_t host, uint64_t n)
 static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
 {
 	static const uint8_t zeros[IMAGE_ENTRIES * 8];
-	uint64_t host[IMAGE_ENTRIES], i = 0, n = 0;
+	uint64_t host[IMAGE_ENTRIES], i = 0, n = 0, stored = 0;
 	uint8_t kinds[IMAGE_ENTRIES];
 	int fd, r = image_entries(img, first, count, NULL, host, kinds);
 
@@ -282,6 +286,9 @@ static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
 	r = image_fd(img, &fd);
 	if (!r)
 		r = io_pwrite(fd, zeros, count * 8, image_l2_offset(img, first));
+	for (uint64_t k = 0; !r && k < count; k++)
+		stored += kinds[k] != FF_KIND_NONE;
+	atomic_fetch_sub_explicit(&img->preserved, stored, memory_order_relaxed);
 	for (; !r && i < count; i += n) {
 		n = 1;
 		if (!host[i])

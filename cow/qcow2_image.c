@@ -354,6 +354,21 @@ uint64_t ff_image_allocated(const struct ff_image *img)
 	return atomic_load(&img->allocated);
 }
 
+uint64_t ff_image_first_allocated(const struct ff_image *img)
+{
+	return (1 + ff_div_up(img->l.l2_first, img->l.per_block)) * QCOW2_TABLE_CHARGE;
+}
+
+uint64_t ff_image_preserved(const struct ff_image *img)
+{
+	return atomic_load_explicit(&img->preserved, memory_order_relaxed) * img->l.cluster_size;
+}
+
+void ff_image_set_torn(struct ff_image *img)
+{
+	img->desc.torn = true;
+}
+
 void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes), void *ctx)
 {
 	img->budget = fn;
@@ -388,6 +403,7 @@ int ff_image_set_broken(struct ff_image *img)
 	if (head.desc.broken)
 		return 0;
 	head.desc.broken = true;
+	head.desc.torn = img->desc.torn;
 	r = write_head(img, &head);
 	if (!r)
 		img->head = head;

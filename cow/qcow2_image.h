@@ -29,6 +29,7 @@ struct ff_image_desc {
 	uint32_t cluster_size; /* bytes, power of two, 4 KiB to 2 MiB; 0 never */
 	bool broken;           /* the view of this disk in this snapshot is lost for good */
 	bool durable;          /* each save is flushed before its cluster is overwritten */
+	bool torn;             /* broken by a loss of power */
 };
 
 /* The smallest cluster size, not below WANTED, with which qcow2 can describe SIZE bytes within
@@ -76,12 +77,19 @@ uint64_t ff_image_clusters(const struct ff_image *img);
 const char *ff_image_backing(const struct ff_image *img);
 /* Is that file an image (format qcow2), and not the source (raw)? */
 bool ff_image_backing_is_image(const struct ff_image *img);
-/* Bytes of data clusters, and of tables, that the image has allocated. */
+/* Bytes of data clusters, and of tables, that the image has allocated; and those of them that it
+ * had when it was made. */
 uint64_t ff_image_allocated(const struct ff_image *img);
+uint64_t ff_image_first_allocated(const struct ff_image *img);
+/* Bytes of the disk that are saved here and were not released, in whole clusters; those of zeros
+ * count, though they take no space. */
+uint64_t ff_image_preserved(const struct ff_image *img);
 
 /* Rewrites the backing file's name, or the broken state, in place (one write within one page). */
 int ff_image_set_backing(struct ff_image *img, const char *backing, const char *format);
 int ff_image_set_broken(struct ff_image *img);
+/* When it is set broken, the header will say that power failed. Not thread-safe. */
+void ff_image_set_torn(struct ff_image *img);
 bool ff_image_is_broken(const struct ff_image *img);
 
 /* Is the cluster marked, that is: saved here, or known to need no saving here (skip)? Acquire: who

@@ -185,6 +185,7 @@ static int scan_tables(struct load *ld)
 		r = scan_area(ld, l->l1_first, l->l1_count, on_table);
 	if (!r)
 		r = scan_area(ld, l->l2_first, l->l2_count, on_entry);
+	atomic_store(&img->preserved, count_set(&img->marks));
 	atomic_fetch_add(&img->allocated,
 	                 (count_set(&img->blocks) + count_set(&img->tables)) * QCOW2_TABLE_CHARGE);
 	return r;

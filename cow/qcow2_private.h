@@ -51,6 +51,7 @@ struct ff_image {
 	size_t given_back_count;
 
 	atomic_uint_fast64_t allocated; /* bytes */
+	atomic_uint_fast64_t preserved; /* clusters that are saved and not released */
 
 	atomic_uint_fast64_t ahead; /* bytes that were read ahead, in all: see qcow2_read.c */
 

@@ -280,8 +280,10 @@ int ff_reader_read(struct ff_reader *rd, void *buf, size_t len, off_t off, size_
 	}
 	if (!r && atomic_load(&rd->link->broken))
 		r = -EIO;
-	if (!r)
+	if (!r) {
 		*got = (size_t)(to - from);
+		stats_read(rd->link, to - from);
+	}
 	return r;
 }
 

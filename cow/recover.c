@@ -197,11 +197,16 @@ static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t
 		if (!f[i].img || !(torn || lost))
 			continue;
 		for (struct link *l = atomic_load(&d->top); l; l = l->older)
-			if (l->img == f[i].img && l->snap)
+			if (l->img == f[i].img && l->snap) {
+				if (torn && !atomic_load(&l->broken)) {
+					atomic_store(&l->torn, true);
+					ff_image_set_torn(l->img);
+				}
 				r = chain_break_one(
 				    l, !torn ? "an image that it needs is lost or damaged"
 				       : rc->ending == ENDED_FAILED ? failed
 				                                    : power);
+			}
 	}
 	return r;
 }
@@ -222,6 +227,7 @@ static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 	if (!l)
 		return -ENOMEM;
 	f->linked = true;
+	l->number = (uint32_t)f->number;
 	l->older = top;
 	if (top)
 		atomic_store(&top->newer, l);
@@ -355,6 +361,8 @@ int recover(struct ff_store *s)
 		drop_ephemeral(s);
 		aside_sweep(s);
 	}
+	for (struct ff_snap *snap = s->snaps; !r && snap; snap = snap->next)
+		status_prepare(snap);
 	for (size_t i = 0; i < rc.count; i++)
 		if (rc.found[i].img && !rc.found[i].linked)
 			ff_image_free(rc.found[i].img);

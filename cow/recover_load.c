@@ -343,6 +343,7 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	}
 	snap->dir = dir;
 	snap->ephemeral = !bad && m.ephemeral;
+	snap->durable = !bad && m.durable;
 	snap->damaged = bad;
 	snap->link_count = snap->tree->disk_count;
 	snap_publish(snap); /* from here on it is freed with the store */

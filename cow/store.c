@@ -270,12 +270,13 @@ static void store_free(struct ff_store *s)
 
 int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 {
-	struct ff_store *s = calloc(1, sizeof *s);
+	struct ff_store *s = aligned_alloc(_Alignof(struct ff_store), sizeof *s);
 	struct rlimit rl;
 	int r;
 
 	if (!s)
 		return -ENOMEM;
+	memset(s, 0, sizeof *s);
 	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = s->pulse_fd = s->source_lock_fd =
 	    -1;
 	init_locks(s);
@@ -297,11 +298,13 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 		r = guard_open(s);
 	if (!r)
 		r = recover(s);
-	if (r)
+	if (r) {
 		store_free(s);
-	else
-		*out = s;
-	return r;
+		return r;
+	}
+	space_begin(s);
+	*out = s;
+	return 0;
 }
 
 /* Jobs that hang on fleece storage still use the store: give them some time. */

@@ -11,11 +11,15 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "ff_util.h"
 #include "fusefs/fs.h"
 #include "fusefs/inode.h"
+
+/* Begins the names of the extended attributes that are ours. */
+#define OURS "user.fleecefs."
 
 struct frozen_file {
 	struct handle h;
@@ -170,9 +174,64 @@ static int frozen_opendir(struct fs *fs, struct node *node, struct handle **out)
 	return 0;
 }
 
+struct view {
+	enum ff_view_state state;
+	uint64_t preserved;
+};
+
+static int take_snap(void *ctx, const struct ff_snap_status *s)
+{
+	*(struct view *)ctx = (struct view){s->state, s->preserved_bytes};
+	return 0;
+}
+
+/* An attribute that we make, by what follows OURS in its name. They are found by name and not
+ * listed: a program that backs up attributes would else take them for part of the file, and find it
+ * changed each time. */
+static int own_xattr(struct node *n, const char *name, char *out, size_t size)
+{
+	static const char *const words[] = {"ok", "broken", "torn"};
+	struct timespec created = ff_snap_created(n->snap);
+	struct ff_disk_status disk;
+	struct view view;
+	const struct ff_status_visitor visitor = {.snap = take_snap, .ctx = &view};
+	int r;
+
+	if (n->frozen == ff_snap_root(n->snap)) {
+		r = ff_snap_visit(n->snap, &visitor);
+	} else {
+		r = ff_frozen_status(n->snap, n->frozen, &disk);
+		view = (struct view){disk.state, disk.preserved_bytes};
+	}
+	if (r < 0)
+		return r == -EINVAL ? -ENODATA : r;
+	if (strcmp(name, "state") == 0)
+		return snprintf(out, size, "%s", words[view.state]);
+	if (strcmp(name, "created") == 0)
+		return snprintf(out, size, "%lld.%09ld", (long long)created.tv_sec,
+		                created.tv_nsec);
+	if (strcmp(name, "preserved") == 0)
+		return snprintf(out, size, "%llu", (unsigned long long)view.preserved);
+	return -ENODATA;
+}
+
 static int frozen_getxattr(struct fs *fs, struct node *node, const char *name, void *buf,
                            size_t size, size_t *len)
 {
+	if (strncmp(name, OURS, strlen(OURS)) == 0) {
+		char value[64];
+		int r = own_xattr(node, name + strlen(OURS), value, sizeof value);
+
+		if (r >= 0 && size > 0 && (size_t)r > size)
+			return -ERANGE;
+		if (r >= 0) {
+			memcpy(buf, value, size ? (size_t)r : 0);
+			*len = (size_t)r;
+			return 0;
+		}
+		if (r != -ENODATA)
+			return r;
+	}
 	return ff_frozen_getxattr(node->snap, node->frozen, name, buf, size, len);
 }
 

@@ -21,12 +21,17 @@ struct fuse_session;
 struct handle;
 struct node;
 struct node_table;
+struct options;
 
 /* Largest read and write, bytes. */
 #define FS_MAX_IO (1u << 20)
 
 /* st_ino of the directory of snapshots: high, so that no inode of a source is likely to have it. */
 #define FS_SNAPDIR_INO ((ino_t)0x7ffffffffffffff1)
+
+/* The same of what .fleecefs holds, and of .fleecefs itself. */
+#define FS_CONTROL_INO (FS_SNAPDIR_INO + 1)
+enum { FS_CONTROL_FILES = 2 };
 
 /* How long the kernel may trust names and attributes, seconds. */
 #define FS_LIVE_TIMEOUT   1.0
@@ -45,6 +50,10 @@ struct fs {
 	struct node_table *nodes;
 	struct node *root;
 	struct node *snaps;
+	struct node *control[FS_CONTROL_FILES + 1]; /* its files, and the directory .fleecefs */
+	const struct options *options;
+	const char *source, *mountpoint;       /* absolute */
+	struct timespec started, started_boot; /* by the clock, and CLOCK_BOOTTIME */
 	atomic_llong complained; /* when the log was told that descriptors are scarce, seconds */
 
 	bool as_caller;           /* we may take on a caller's ids and keep our capabilities */
@@ -182,6 +191,11 @@ void handle_free(struct handle *h);
 extern const struct node_ops live_node_ops;
 extern const struct node_ops frozen_node_ops;
 extern const struct node_ops snapdir_node_ops;
+extern const struct node_ops control_node_ops;
+
+/* --- control.c --- */
+/* Makes the nodes of .fleecefs. */
+int control_enter(struct fs *fs);
 
 /* --- frozen.c --- */
 /* Enters the inode F of SNAP, whose reference is taken over also when it fails. */

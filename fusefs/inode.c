@@ -10,7 +10,7 @@
  *            being freed, hence the number from being given to another file.
  *   frozen   the addresses of the snapshot and of its inode. The reference held by the node keeps
  *            both from being freed. A new snapshot under an old name is another object.
- *   the directory of snapshots   there is one, pinned.
+ *   the directory of snapshots   there is one, pinned; .fleecefs and its files likewise, key: which
  *
  * States: in the table (lookups > 0 or pinned) → out of it (lookups 0; users with a reference may
  * remain) → freed (no reference left). A node is never put back.

@@ -4,9 +4,9 @@
  * its directory's descriptor, alone, with O_NOFOLLOW. What is no regular file, directory or
  * symlink is never opened.
  *
- * The root is SOURCE's root with one name more, the directory of snapshots, and without
- * FF_HIDDEN_NAME. An inode that the engine keeps for itself (FLEECE_DIR, should it lie in SOURCE)
- * is not found either.
+ * The root is SOURCE's root with two names more, the directory of snapshots and FF_HIDDEN_NAME,
+ * which is not listed, and which hides what SOURCE has of that name. An inode that the engine keeps
+ * for itself (FLEECE_DIR, should it lie in SOURCE) is not found either.
  *
  * Each change of names or metadata stands between ff_store_change_begin() and _end(), so that a
  * freeze sees it whole or not at all; unlink, rename and everything that touches a file's bytes go
@@ -90,8 +90,11 @@ int live_lookup(struct fs *fs, struct node *dir, const char *name, struct entry 
 		out->timeout = FS_LIVE_TIMEOUT;
 		return fs->snaps->ops->getattr(fs, fs->snaps, NULL, &out->st);
 	}
-	if (dir == fs->root && !strcmp(name, FF_HIDDEN_NAME))
-		return -ENOENT;
+	if (dir == fs->root && !strcmp(name, FF_HIDDEN_NAME)) {
+		out->node = fs->control[FS_CONTROL_FILES];
+		out->timeout = FS_LIVE_TIMEOUT;
+		return out->node->ops->getattr(fs, out->node, NULL, &out->st);
+	}
 	fd = openat(dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
@@ -102,10 +105,8 @@ int live_may_change(struct fs *fs, const struct node *dir, const char *name, boo
 {
 	if (dir != fs->root)
 		return 0;
-	if (!strcmp(name, fs->snapdir))
+	if (!strcmp(name, fs->snapdir) || !strcmp(name, FF_HIDDEN_NAME))
 		return make ? -EEXIST : -EBUSY;
-	if (!strcmp(name, FF_HIDDEN_NAME))
-		return make ? -EPERM : -ENOENT;
 	return 0;
 }
 

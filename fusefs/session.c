@@ -153,7 +153,7 @@ static int open_store(struct session *s)
 	return r;
 }
 
-/* Enters the two nodes that are always there. */
+/* Enters the nodes that are always there. */
 static int enter_roots(struct session *s)
 {
 	struct fs *fs = &s->fs;
@@ -172,7 +172,9 @@ static int enter_roots(struct session *s)
 	root.key[0] = st.st_dev;
 	root.key[1] = st.st_ino;
 	r = node_enter(fs->nodes, &root, &fs->root);
-	return r < 0 ? r : node_enter(fs->nodes, &snaps, &fs->snaps);
+	if (r == 0)
+		r = node_enter(fs->nodes, &snaps, &fs->snaps);
+	return r < 0 ? r : control_enter(fs);
 }
 
 static int freeze_ephemeral(struct session *s)
@@ -419,6 +421,11 @@ static int serve(struct session *s)
 	fs->source_fd = s->places.source_fd;
 	fs->snapdir = s->o->snapdir;
 	fs->uncached = !s->o->source_lock;
+	fs->options = s->o;
+	fs->source = s->places.source;
+	fs->mountpoint = s->places.mountpoint;
+	clock_gettime(CLOCK_REALTIME, &fs->started);
+	clock_gettime(CLOCK_BOOTTIME, &fs->started_boot);
 	fs->snapdir_attr.st_mode = S_IFDIR | 0755;
 	fs->snapdir_attr.st_uid = geteuid();
 	fs->snapdir_attr.st_gid = getegid();

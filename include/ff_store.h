@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <time.h>
 
 struct ff_store;
 struct ff_disk;
@@ -215,5 +216,90 @@ int ff_reader_seek(struct ff_reader *reader, off_t off, int whence, off_t *out);
 /* A descriptor of this reader was closed by its user; others may remain. */
 void ff_reader_flushed(struct ff_reader *reader);
 void ff_reader_close(struct ff_reader *reader);
+
+/* --- what happens
+ * --------------------------------------------------------------------------------- Looks at the
+ * store while it works. Nothing here takes a lock that a guest's write could wait for longer than
+ * for an addition; a look at a snapshot costs as much as has happened in it, not as much as it has
+ * disks. Numbers are each right by themselves; those that are read while guests write may be of
+ * slightly different moments. */
+
+/* How long operations of guests (writes, truncations …) that had to save old data were delayed by
+ * that; one that saved nothing does not count. */
+struct ff_waits {
+	uint64_t saves;      /* such operations */
+	uint64_t longest_us; /* microseconds; 0: there was none */
+	uint64_t p99_us;     /* 99 of 100 were not delayed longer; exact to a quarter */
+};
+
+struct ff_store_status {
+	const char *fleece_path; /* absolute; owned by the store */
+	uint64_t used_bytes;     /* by all fleecing images, those of dropped snapshots included that
+	                            older ones need */
+	uint64_t free_bytes;     /* that they may still take: the smaller of what fleece_limit and
+	                            what fleece_reserve leave */
+	double growth;           /* bytes a second that they took, of late: see space.c */
+	/* since the store was opened, all snapshots together */
+	struct ff_waits waits;
+	uint64_t saved_bytes; /* of old data, zeros included */
+	uint64_t failed;      /* operations whose old data could not be saved, whatever gave way */
+};
+
+/* May wait a moment for the filesystem of FLEECE_DIR. */
+void ff_store_status(struct ff_store *store, struct ff_store_status *out);
+
+enum ff_view_state {
+	FF_VIEW_OK,
+	FF_VIEW_BROKEN, /* old data could not be saved, or was lost */
+	FF_VIEW_TORN,   /* power failed (or a filesystem did) before it was durable */
+};
+
+struct ff_disk_status {
+	const char *path; /* one of its paths in the snapshot, without a leading slash; owned by the
+	                     caller of the function that gives it, until that function returns */
+	enum ff_view_state state;
+	const char *reason;       /* NULL if it is ok; static */
+	uint64_t frozen_bytes;    /* its size */
+	uint64_t read_bytes;      /* given to readers since the store was opened */
+	uint64_t preserved_bytes; /* held by its own image, in whole clusters, zeros included */
+	uint64_t allocated_bytes; /* by that image on FLEECE_DIR, tables included */
+	struct ff_waits waits;    /* since the store was opened */
+};
+
+struct ff_snap_status {
+	const char *name; /* as path above */
+	struct timespec created;
+	enum ff_view_state state; /* the worst of its disks' */
+	const char *reason;
+	bool durable;
+	unsigned open_files;
+	uint64_t files; /* frozen regular files; hard links of one count once */
+	/* sums of its disks' */
+	uint64_t frozen_bytes, read_bytes, preserved_bytes, allocated_bytes;
+	struct ff_waits waits;
+};
+
+/* What is called for each snapshot, oldest first: DISK for each of its disks that has something to
+ * tell (something was saved for it or read of it, or it is not ok), then SNAP. One that returns
+ * non-zero ends it all, and that is returned. They may take their time and call functions that do
+ * not change the set of snapshots: a drop of the snapshot waits for them. DISK may be NULL. */
+struct ff_status_visitor {
+	int (*disk)(void *ctx, const struct ff_disk_status *disk);
+	int (*snap)(void *ctx, const struct ff_snap_status *snap);
+	void *ctx;
+};
+
+/* -ENOMEM, or what the visitor returned. */
+int ff_store_visit(struct ff_store *store, const struct ff_status_visitor *visitor);
+
+/* The same for one snapshot: -ENOENT if it was dropped. */
+int ff_snap_visit(struct ff_snap *snap, const struct ff_status_visitor *visitor);
+
+/* When it was made. */
+struct timespec ff_snap_created(const struct ff_snap *snap);
+
+/* Of one frozen regular file: -ENOENT if the snapshot was dropped, -EINVAL if it is no regular
+ * file. out->path is NULL. */
+int ff_frozen_status(struct ff_snap *snap, const struct ff_frozen *f, struct ff_disk_status *out);
 
 #endif
