@@ -248,6 +248,11 @@ int structure_check(int fleece_fd, struct inventory *inv, const struct source *s
 	size_t n, first = 0;
 
 	check_dirs(&c);
+	if (!live && !src->path && inv->image_count)
+		remark(
+		    &c, false,
+		    ".source: the SOURCE that it tells of is not found: whether that was changed "
+		    "cannot be told");
 	all = inventory_chains(inv, &n);
 	if (!all)
 		return -ENOMEM;
