@@ -97,7 +97,8 @@ void text_cell(FILE *out, const char *name, unsigned columns)
 	fprintf(out, "%*s", (int)(columns - used), "");
 }
 
-static void put_line(FILE *out, const char *before, const char *fmt, va_list ap)
+static void __attribute__((format(printf, 3, 0)))
+put_line(FILE *out, const char *before, const char *fmt, va_list ap)
 {
 	ff_autofree char *line = NULL;
 	const char *rest;

@@ -258,6 +258,7 @@ start_scribbler --seed 5 --pause 0.001 "$mnt/a.img" "$mnt/holes.img"
 	mkdir "$snaps/x" && mv "$snaps/x" "$snaps/y" && mkdir "$snaps/x" && rmdir "$snaps/y" "$snaps/x"
 done) &
 churn=$!
+children+=("$churn")
 mkdir "$snaps/stays"
 for _ in $(seq "${ROUNDS:-12}"); do
 	says 0 check "$fleece"
