@@ -219,12 +219,13 @@ static int summary(struct check *c, bool damage)
 	for (size_t i = 0; i < c->inv.dir_count; i++)
 		snapshots += c->inv.dirs[i].kind == INV_SNAPSHOT;
 	if (c->leaks && !c->quiet)
-		ctl_say("  note: %llu clusters of images are in use by nothing; the next mount "
-		        "gives them back",
-		        (unsigned long long)c->leaks);
+		ctl_say(
+		    "  note: clusters of images that nothing uses: %llu; the next mount gives them "
+		    "back",
+		    (unsigned long long)c->leaks);
 	damage |= c->damaged > 0;
 	if (damage || !c->quiet)
-		ctl_say("%s: %zu snapshots, %llu images (%llu empty), %llu clusters%s: %s",
+		ctl_say("%s: snapshots %zu, images %llu (%llu empty), clusters %llu%s: %s",
 		        c->name ? c->name : c->place.fleece_path, c->name ? 1 : snapshots,
 		        (unsigned long long)c->images, (unsigned long long)c->empty,
 		        (unsigned long long)c->clusters, c->quick ? " not read" : "",

@@ -162,7 +162,8 @@ static void say_holders(const char *path)
 	DIR *dir = opendir("/proc");
 
 	while (dir && n < HOLDERS_MAX && (e = readdir(dir)))
-		if (isdigit((unsigned char)e->d_name[0]) && holds(e->d_name, path, target)) {
+		if (isdigit((unsigned char)e->d_name[0]) && atol(e->d_name) != getpid() &&
+		    holds(e->d_name, path, target)) {
 			process_name(e->d_name, comm, sizeof comm);
 			ctl_error("  process %s (%s) has %s open", e->d_name, comm, target);
 			n++;

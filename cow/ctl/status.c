@@ -202,7 +202,7 @@ int cmd_status(int argc, char **argv)
 	double seconds = 2;
 	int c, r;
 
-	while ((c = getopt_long(argc, argv, "jw", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "jw::", options, NULL)) != -1) {
 		char *end = NULL;
 
 		if (c == 'j')

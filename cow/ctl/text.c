@@ -199,8 +199,10 @@ struct text text_wait(double us)
 
 	if (!(us > 0))
 		us = 0;
-	if (us < 9999.5)
+	if (us < 999.5)
 		snprintf(t.s, sizeof t.s, "%.0fus", us);
+	else if (us < 9950)
+		snprintf(t.s, sizeof t.s, "%.1fms", us / 1e3);
 	else if (us < 9999.5e3)
 		snprintf(t.s, sizeof t.s, "%.0fms", us / 1e3);
 	else

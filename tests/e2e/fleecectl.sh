@@ -76,7 +76,7 @@ truncate -s 100000 "$mnt/sub/b.img"
 says 0 check "$fleece"
 has 'one/a.img-fleece-1.qcow2: ok, 17 clusters'
 has 'two/sub/b.img-fleece-2.qcow2: ok'
-has ': 2 snapshots, 6 images \(2 empty\), .*all right'
+has ': snapshots 2, images 6 \(2 empty\), .*all right'
 says 0 list "$fleece"
 has '^one  .* ok +3 +[0-9.]+K'
 says 75 gc "$fleece"
@@ -116,7 +116,7 @@ step "a healthy directory, not mounted; nothing is changed in it"
 umount_fs
 before=$(state)
 says 0 check "$fleece"
-has ': 2 snapshots, 6 images \(2 empty\), .*all right'
+has ': snapshots 2, images 6 \(2 empty\), .*all right'
 says 0 check --quiet "$fleece"
 [ ! -s "$tmp/out" ] || fail "not quiet: $(cat "$tmp/out")"
 says 0 check "$fleece" one
@@ -185,7 +185,7 @@ found "does not match its checksum" damage byte "${two%.qcow2}.xxh3" 70
 restore
 damage leak "$two"
 says 0 check "$fleece"
-has 'note: 1 clusters of images are in use by nothing'
+has 'note: clusters of images that nothing uses: 1;'
 found "/source/a.img was changed while fleecefs was not mounted" touch -d @1 "$src/a.img"
 found "not durable, and power was lost" sh -c "rm '$fleece/.clean'
 	sed -i 's/^........-/00000000-/' '$fleece/.session'"
@@ -269,5 +269,120 @@ touch "$tmp/stop"
 wait "$churn" || fail "a mkdir or rmdir failed"
 stop "$scribbler"
 says 0 check "$fleece"
-has '[1-9][0-9]* clusters: all right'
+has 'clusters [1-9][0-9]*: all right'
 umount_fs
+
+step "status"
+# Runs the rest with no other fleecefs to be seen than those of this test.
+alone() {
+	# shellcheck disable=SC2016 # they are for the shell inside
+	unshare -m --propagation private bash -c '
+		awk -v tmp="$1/" "\$3 == \"fuse.fleecefs\" && index(\$2, tmp) != 1 { print \$2 }" /proc/self/mounts |
+			while read -r other; do umount -l "$other"; done
+		shift
+		exec "$@"' - "$tmp" "$@"
+}
+# Everything that was said fits 80 columns and has no escape sequence.
+fits() {
+	! LC_ALL=C.UTF-8 awk 'length > 80' "$tmp/out" | grep . || fail "wider than 80 columns"
+	! grep "$(printf '\033')" "$tmp/out" || fail "an escape sequence"
+}
+rm -rf "$fleece"
+mkdir -m 700 "$fleece"
+mount_fs --fleece-limit=900K
+mkdir "$snaps/nightly"
+evil=$(printf 'e\033[31mv\r\n\303\251\342\200\256\377')
+mkdir "$snaps/$evil" "$snaps/$(printf 'long%.0s' $(seq 50))"
+overwrite a.img 100 0
+head -c 1228000 "$snaps/nightly/a.img" >/dev/null
+says 0 status "$mnt"
+fits
+has "^fleecefs $("$ctl" -V | cut -d' ' -f2), pid [0-9]+, up [0-9]+s$"
+has '^fleece +\[#+-*\] +[0-9]+ %  [0-9]+K used, [0-9]+K free, limit 900K$'
+has '^nightly .* ok +[0-9.]+M .*\[#+-+\] +[1-9][0-9]*% '
+has '^e\\x1b\[31mv\\x0d\\x0a'
+LC_ALL=C.UTF-8 says 0 status "$mnt"
+fits
+has '^e\\x1b\[31mv\\x0d\\x0aé'
+says 0 list "$mnt"
+fits
+says 0 status --json "$mnt"
+python3 - "$tmp/out" <<'PYTHON'
+import json
+import sys
+
+status = json.load(open(sys.argv[1], encoding="utf-8"))
+assert status["snapshots"][0]["name"] == "nightly", status
+PYTHON
+"$ctl" list --json "$mnt" | python3 -c '
+import json, sys
+snapshots = json.load(sys.stdin)
+assert [s["state"] for s in snapshots] == ["ok"] * 3, snapshots
+assert snapshots[0]["disks"] == 3, snapshots'
+(trap - INT
+	exec timeout -s INT 1 env --default-signal=INT "$ctl" status --watch=0.1 "$mnt") >"$tmp/out" || [ $? = 124 ]
+[ "$(grep -c '^fleecefs ' "$tmp/out")" -ge 3 ] || fail "--watch: $(cat "$tmp/out")"
+fits
+! script -qec "stty cols 80; timeout -s INT 0.5 env --default-signal=INT $ctl status -w.1 $mnt" /dev/null </dev/null >"$tmp/out" ||
+	fail "not ended by timeout"
+[ "$(grep -c "$(printf '\033')\[Hfleecefs " "$tmp/out")" -ge 2 ] || fail "not drawn again: $(cat -v "$tmp/out")"
+says 64 status --watch=x "$mnt"
+alone "$ctl" status | grep -q '^nightly ' || fail "the only mount is not found"
+mkdir "$tmp/mnt2" "$tmp/source2"
+"$fleecefs" "$tmp/source2" "$tmp/mnt2" </dev/null >/dev/null
+! alone "$ctl" status >"$tmp/out" 2>&1 || fail "one of two was chosen"
+has 'several are mounted'
+has "/mnt2$"
+umount_fs "$tmp/mnt2"
+
+step "create and drop"
+says 73 create --on "$mnt" nightly
+has 'such a snapshot already'
+says 64 create --on "$mnt" .hidden
+has '1 to 200 bytes'
+says 0 create --on "$mnt" another
+says 0 drop --on "$mnt" another
+says 66 drop --on "$mnt" another
+tail -c 1 -f "$snaps/nightly/a.img" >"$tmp/tail" &
+children+=("$!")
+holder=$!
+wait_for 10 test -s "$tmp/tail"
+says 75 drop --on "$mnt" nightly
+has "process $holder \\(tail\\) has .*/nightly/a.img open"
+kill "$holder"
+if command -v setpriv >/dev/null; then
+	! setpriv --reuid 12345 --regid 12345 --clear-groups "$ctl" create --on "$mnt" user >"$tmp/out" 2>&1 ||
+		fail "another user could make a snapshot"
+	has 'Permission denied'
+fi
+
+step "a view that is lost"
+overwrite a.img 1500 0
+says 0 status "$mnt"
+fits
+has '^nightly .* broken '
+has '^  a.img: broken'
+says 0 list "$mnt"
+has '^nightly .* broken '
+says 1 check "$mnt"
+has 'nightly/a.img-fleece-[0-9]+.qcow2: this frozen view is lost'
+umount_fs
+says 0 list "$fleece"
+has '^nightly .* broken '
+
+step "a mount that covers its SOURCE"
+rm -rf "$src/.fleecefs"
+mnt=$src
+snaps=$src/snapshots
+"$fleecefs" "$src" "$src" </dev/null >/dev/null
+mkdir "$snaps/one"
+overwrite a.img 40 8
+says 0 check "$src"
+has 'one/a.img-fleece-1.qcow2: ok, 10 clusters'
+says 0 map --on "$src" one/holes.img
+has ', unchanged .*, holes [1-9]'
+daemon=$(daemons "$src $src")
+kill -KILL "$daemon"
+wait_for 10 gone "$daemon"
+says 69 status "$src"
+has 'has died'
