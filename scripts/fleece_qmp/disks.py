@@ -15,9 +15,9 @@ from .talk import CommandError, Refused
 FORMATS = ("raw", "qcow2", "throttle", "copy-on-read")
 QEMU_UNSHARES_WRITING = 201  # the byte of a file whose lock says so
 MIGRATING = ("setup", "active", "device", "pre-switchover", "wait-unplug", "postcopy-active")
-# The first QEMU which looks for a file's length anew when it reopens it, and the first in which a disk
-# that an iothread serves can be reopened while the VM runs (before: "qemu_mutex_unlock_impl", abort).
-REOPENS_LENGTH, REOPENS_IOTHREAD = 8, 9
+# From this QEMU on a disk that may grow, or that an iothread serves, can be turned while the VM runs; why
+# not before is said in move.py.
+TURNS_RUNNING = 9
 
 Edge = namedtuple("Edge", "parent kind name writes grows")
 
@@ -164,8 +164,7 @@ class Finder:
             refuse("it has dirty bitmaps: make those of the node above it")
         if node.get("write_threshold"):
             refuse("it has a write threshold, which would be lost")
-        old = self.monitor.major
-        held = (edge.grows and old < REOPENS_LENGTH) or (self.iothreads and old < REOPENS_IOTHREAD)
+        held = (edge.grows or self.iothreads) and self.monitor.major < TURNS_RUNNING
         disk = {"path": path, "rel": os.path.relpath(path, self.source), "node": name,
                 "parent": edge.parent, "grows": edge.grows, "held": held}
         if edge.kind == "block-driver":
@@ -180,7 +179,7 @@ class Finder:
                 if above.kind == "block-backend" and above.writes and \
                         above.parent not in self.devices:
                     refuse("it is exported for writing: with this QEMU, end that export first, or "
-                           "use a newer QEMU (8.0)")
+                           "use a newer QEMU (9.0)")
         return disk
 
     UNKNOWN = ("was not defined by -blockdev on QEMU's command line, so its options cannot be known: "

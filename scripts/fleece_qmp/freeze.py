@@ -85,7 +85,7 @@ class LibvirtGuest:
 
     def _virsh(self, command, seconds):
         try:
-            done = subprocess.run(["virsh", "--quiet", command, "--domain", self.domain],
+            done = subprocess.run(["virsh", command, "--domain", self.domain],
                                   env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds,
                                   check=False)

@@ -14,11 +14,11 @@ first step, tells names and options alone.
 
 The length of a file. QEMU looks for the length of a node's file when it opens it, and takes it that
 whatever lies beyond is zeros. So if a qcow2 file grew between blockdev-add and blockdev-reopen, its new
-clusters would read as zeros, without an error. A QEMU from 8.0 on looks again when a node is reopened:
-there, the new node is reopened together with its user. Before that the VM is stopped, for a disk that
-its user may make grow, before blockdev-add and goes on after blockdev-reopen (some milliseconds). After
-each turn the length is compared with the file's. On the mount the length must be the true one as well;
-it is, with --source-lock=off, which makes the kernel trust nothing that it was told of live files.
+clusters would read as zeros, without an error. A QEMU from 9.0 on looks again when a node is reopened:
+there, the new node is reopened together with its user. Of an older one the VM is stopped, for a disk
+that its user may make grow, before blockdev-add, and goes on after blockdev-reopen (some milliseconds).
+After each turn the length is compared with the file's. On the mount the length must be the true one as
+well; it is, with --source-lock=off, which makes the kernel trust nothing that it was told of live files.
 
 Iothreads. A QEMU before 9.0 aborts when a disk that is served by one is reopened; not while the VM is
 stopped, for then the main thread has all disks. So it is stopped for that, too. Should this program die
@@ -38,7 +38,7 @@ import signal
 import subprocess
 import sys
 
-from .disks import REOPENS_LENGTH, Finder, Graph, check_backing, check_locks, check_reopens
+from .disks import TURNS_RUNNING, Finder, Graph, check_backing, check_locks, check_reopens
 from .talk import CommandError, Refused, Unreachable
 
 MOUNT_SECONDS = 20
@@ -158,7 +158,7 @@ class Mover:
             # an overlay may have been put above it meanwhile, then it is read only
             read_only = self.graph().nodes[disk["parent"]]["ro"]
             user = {**disk["parent_options"], "file": name, "read-only": read_only}
-            both = [node] if self.monitor.major >= REOPENS_LENGTH else []
+            both = [node] if self.monitor.major >= TURNS_RUNNING else []
             self.monitor.execute("blockdev-reopen", {"options": [*both, user]})
         elif self.graph().child(disk) != name:
             self.monitor.execute("qom-set", {"path": disk["device"], "property": "drive",

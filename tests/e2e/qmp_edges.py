@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAM = os.path.join(HERE, "../../scripts/fleece-qmp")
+QEMU = os.environ.get("QEMU", "qemu-system-x86_64").split()
 
 
 def need(condition, text):
@@ -42,7 +43,7 @@ class Machine:
         Machine.count += 1
         self.name = f"vm{Machine.count}"
         self.process = subprocess.Popen(
-            ["timeout", "-k", "5", "100", "qemu-system-x86_64", "-accel", "tcg", "-m", "32",
+            ["timeout", "-k", "5", "100", *QEMU, "-accel", "tcg", "-m", "32",
              "-nodefaults", "-no-user-config", "-display", "none", *([] if running else ["-S"]),
              "-qmp", f"unix:{self.name},server=on,wait=off",
              "-qmp", f"unix:{self.name}.own,server=on,wait=off", *args], stdin=subprocess.DEVNULL,
@@ -352,13 +353,13 @@ def silent_agent():
 
 VIRSH = """#!/bin/sh
 echo "$*" >>virsh.log
-case "$LC_ALL $2" in
+case "$LC_ALL $1" in
 "C domfsfreeze") echo "Froze 3 filesystem(s)" ;;
 "C domfsthaw") echo "Thawed 3 filesystem(s)" ;;
-"C domstate") [ "$4" != away ] || { echo "error: failed to get domain 'away'" >&2; exit 1; } ;;
+"C domstate") [ "$3" != away ] || { echo "error: failed to get domain 'away'" >&2; exit 1; } ;;
 *) exit 1 ;;
 esac
-[ "$2 $4" != "domfsfreeze broken" ] || { echo "error: internal error: unable to execute" >&2; exit 1; }
+[ "$1 $3" != "domfsfreeze broken" ] || { echo "error: internal error: unable to execute" >&2; exit 1; }
 """
 
 
@@ -375,7 +376,7 @@ def virsh():
     run("freeze", "--virsh", "broken", env=env, status=1, says="unable to execute")
     with open("virsh.log", encoding="ascii") as f:
         log = f.read().splitlines()
-    need("--quiet domfsfreeze --domain my vm" in log and log[-1] == "--quiet domfsthaw --domain broken",
+    need("domfsfreeze --domain my vm" in log and log[-1] == "domfsthaw --domain broken",
          f"virsh was called so: {log}")
     run("thaw", "--virsh", "x", env={"PATH": os.path.dirname(sys.executable)}, status=69,
         says="not installed")
