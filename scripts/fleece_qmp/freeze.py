@@ -117,15 +117,22 @@ def _words(pid):
         return f.read().split(b"\0")[:-1]
 
 
+def _starts_us(words):
+    """Are these the words of a program like timeout, whose last arguments are our command line?"""
+    own = [os.path.basename(os.fsencode(sys.argv[0])), *map(os.fsencode, sys.argv[1:])]
+    last = words[-len(own):]
+    return [os.path.basename(last[0]), *last[1:]] == own
+
+
 def caller():
     """Who froze: our parent, but not a subshell of it, nor a program like timeout that started us."""
-    pid, own = os.getppid(), _words(os.getpid())
+    pid = os.getppid()
     try:
         while pid > 1:
             with open(f"/proc/{pid}/stat", "rb") as f:
                 parent = int(f.read().rsplit(b")", 1)[1].split()[1])
             words = _words(pid)
-            if words[-len(own):] != own and (parent <= 1 or _words(parent) != words):
+            if not _starts_us(words) and (parent <= 1 or _words(parent) != words):
                 break
             pid = parent
     except (OSError, IndexError):

@@ -253,14 +253,18 @@ class Test:
         need(self.where() == [3, 0], f"QEMU has files open in SOURCE and mount: {self.where()}")
         need(not os.path.exists(self.state), "the state file is left")
 
+    def still_frozen(self):
+        self.guest.go_on(3, (0, 1))  # what was said before that has come, too
+        before, end = self.guest.acked[2], time.monotonic() + 0.7
+        while time.monotonic() < end:
+            self.guest.go_on(10, (0, 1))
+        need(self.guest.acked[2] == before, "the frozen filesystem takes writes")
+
     def freeze_thaw(self):
         guest = self.guest
         count = self.qga("freeze", "--watchdog", "60")
         need(count >= 1, f"{count} filesystems are frozen")
-        guest.go_on(3, (0, 1))  # what was said before that has come, too
-        before = guest.acked[2]
-        guest.go_on(10, (0, 1))
-        need(guest.acked[2] == before, "the frozen filesystem takes writes")
+        self.still_frozen()
         need("frozen" in self.qga("freeze", status=1), "a second freeze: no clear message")
         need(self.qga("thaw") == count, "another number of filesystems was thawed")
         need(self.qga("thaw") == 0, "thawed twice")
@@ -268,8 +272,12 @@ class Test:
 
     def watchdog(self):
         """It thaws when the caller dies, though that is a subshell's parent, and when time is over."""
-        run("bash", "-c", 'n=$(timeout 60 "$0" freeze --qga "$1"); echo "$n"; kill -KILL $$', PROGRAM,
-            f"{self.work}/qga", status=-9)
+        script = 'n=$(:; timeout 60 "$0" freeze --watchdog 1000 --qga "$1"; :); echo "$n"; read -r end'
+        with subprocess.Popen(["bash", "-c", script, PROGRAM, f"{self.work}/qga"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+            need(int(shell.stdout.readline()) >= 1, "nothing was frozen")
+            self.still_frozen()
+            shell.kill()
         self.guest.go_on(3, (0, 1))
         self.guest.go_on(3, (2,))
         need(self.qga("thaw") == 0, "the watchdog has not thawed")
