@@ -13,7 +13,7 @@
  * parts, one for some of the processors. A second write to a cluster comes by none of this.
  *
  * Waits are kept as a histogram with four buckets to each doubling, the first of 4 us, the last
- * without an end: 80 counters know 8 s from 10.
+ * without an end: 80 counters know 6 s from 7.
  */
 #include "cow/stats.h"
 

@@ -235,9 +235,25 @@ static int frozen_getxattr(struct fs *fs, struct node *node, const char *name, v
 	return ff_frozen_getxattr(node->snap, node->frozen, name, buf, size, len);
 }
 
+/* BUF has room for all that there may be. A name that ours hide is not listed either. */
 static int frozen_listxattr(struct fs *fs, struct node *node, char *buf, size_t size, size_t *len)
 {
-	return ff_frozen_listxattr(node->snap, node->frozen, buf, size, len);
+	size_t kept = 0, n;
+	int r = ff_frozen_listxattr(node->snap, node->frozen, buf, size, len);
+
+	for (size_t i = 0; r == 0 && i < *len; i += n) {
+		char value[64];
+
+		n = strlen(buf + i) + 1;
+		if (strncmp(buf + i, OURS, strlen(OURS)) == 0 &&
+		    own_xattr(node, buf + i + strlen(OURS), value, sizeof value) >= 0)
+			continue;
+		memmove(buf + kept, buf + i, n);
+		kept += n;
+	}
+	if (r == 0)
+		*len = kept;
+	return r;
 }
 
 const struct node_ops frozen_node_ops = {

@@ -28,6 +28,7 @@ enum key {
 	KEY_FLEECE_RESERVE,
 	KEY_EXCLUDE,
 	KEY_SOURCE_LOCK,
+	KEY_LOG_LEVEL,
 	KEY_MAX_THREADS,
 	KEY_MAX_IDLE,
 	KEY_DURABLE, /* from here on: without a value */
@@ -46,12 +47,19 @@ struct option_name {
 };
 
 static const struct option_name names[] = {
-    {"fleece-dir", KEY_FLEECE_DIR},     {"snapdir", KEY_SNAPDIR},
-    {"snapshot", KEY_SNAPSHOT},         {"cluster-size", KEY_CLUSTER_SIZE},
-    {"on-cbw-error", KEY_ON_CBW_ERROR}, {"cbw-timeout", KEY_CBW_TIMEOUT},
-    {"fleece-limit", KEY_FLEECE_LIMIT}, {"fleece-reserve", KEY_FLEECE_RESERVE},
-    {"exclude", KEY_EXCLUDE},           {"source-lock", KEY_SOURCE_LOCK},
-    {"durable", KEY_DURABLE},           {"help", KEY_HELP},
+    {"fleece-dir", KEY_FLEECE_DIR},
+    {"snapdir", KEY_SNAPDIR},
+    {"snapshot", KEY_SNAPSHOT},
+    {"cluster-size", KEY_CLUSTER_SIZE},
+    {"on-cbw-error", KEY_ON_CBW_ERROR},
+    {"cbw-timeout", KEY_CBW_TIMEOUT},
+    {"fleece-limit", KEY_FLEECE_LIMIT},
+    {"fleece-reserve", KEY_FLEECE_RESERVE},
+    {"exclude", KEY_EXCLUDE},
+    {"source-lock", KEY_SOURCE_LOCK},
+    {"log-level", KEY_LOG_LEVEL},
+    {"durable", KEY_DURABLE},
+    {"help", KEY_HELP},
     {"version", KEY_VERSION},
 };
 
@@ -66,6 +74,7 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("fleece-reserve=", KEY_FLEECE_RESERVE),
     FUSE_OPT_KEY("exclude=", KEY_EXCLUDE),
     FUSE_OPT_KEY("source-lock=", KEY_SOURCE_LOCK),
+    FUSE_OPT_KEY("log-level=", KEY_LOG_LEVEL),
     FUSE_OPT_KEY("max_threads=", KEY_MAX_THREADS),
     FUSE_OPT_KEY("max_idle_threads=", KEY_MAX_IDLE),
     FUSE_OPT_KEY("durable", KEY_DURABLE),
@@ -221,6 +230,19 @@ static int set_policy(struct options *o, const char *v)
 	return 0;
 }
 
+static int set_log_level(struct options *o, const char *v)
+{
+	static const char *const words[] = {"error", "warning", "info", "debug"};
+
+	for (size_t i = 0; i < FF_ARRAY_SIZE(words); i++)
+		if (!strcmp(v, words[i])) {
+			o->log_level = (enum ff_log_level)i;
+			return 0;
+		}
+	ff_error("--log-level=%s: must be error, warning, info or debug", v);
+	return -EINVAL;
+}
+
 static int set_cluster_size(struct options *o, const char *v)
 {
 	uint64_t size;
@@ -261,6 +283,8 @@ static int set_value(struct options *o, enum key key, const char *v)
 		return add_exclude(o, v);
 	case KEY_SOURCE_LOCK:
 		return set_on_off("source-lock", v, &o->source_lock);
+	case KEY_LOG_LEVEL:
+		return set_log_level(o, v);
 	case KEY_MAX_THREADS:
 		return parse_number("max_threads", v, 1, 10000, &o->max_threads);
 	case KEY_MAX_IDLE:
@@ -281,6 +305,7 @@ static void set_flag(struct options *o, enum key key)
 		break;
 	case KEY_DEBUG:
 		o->debug = true;
+		o->log_level = FF_LOG_DEBUG;
 		__attribute__((fallthrough));
 	case KEY_FOREGROUND:
 		o->foreground = true;
@@ -361,8 +386,10 @@ int options_parse(int argc, char **argv, struct options *out, struct fuse_args *
 {
 	int r = 0;
 
-	*out =
-	    (struct options){.cluster_size = 4096, .fleece_reserve = 64 << 20, .source_lock = true};
+	*out = (struct options){.cluster_size = 4096,
+	                        .fleece_reserve = 64 << 20,
+	                        .source_lock = true,
+	                        .log_level = FF_LOG_INFO};
 	*args = (struct fuse_args)FUSE_ARGS_INIT(0, NULL);
 	if (set_string(&out->snapdir, "snapshots") < 0 || fuse_opt_add_arg(args, "fleecefs") < 0)
 		return -ENOMEM;
@@ -428,6 +455,8 @@ void options_print_help(void)
 	     "    --source-lock=on|off    keep QEMU from writing to files of SOURCE itself\n"
 	     "                            (default: on)\n"
 	     "    --exclude=GLOB          live but never frozen; repeatable (default: none)\n"
+	     "    --log-level=LEVEL       what is logged: error, warning, info or debug and all\n"
+	     "                            before it (default: info)\n"
 	     "    --durable               snapshots survive power loss; costs a flush before\n"
 	     "                            each first overwrite (default: off)\n"
 	     "    -f                      stay in the foreground (default: off)\n"

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ff_log.h"
 #include "ff_store.h"
 
 struct fuse_args;
@@ -29,6 +30,7 @@ struct options {
 	size_t exclude_count;
 	bool durable;
 	bool source_lock;
+	enum ff_log_level log_level;
 
 	bool foreground, debug, single_thread, help, version;
 	bool clone_fd;

@@ -324,8 +324,10 @@ static void *watch_signals(void *arg)
 	sigset_t ends;
 
 	end_signals(&ends);
-	while (sigtimedwait(&ends, NULL, &second) < 0)
+	while (sigtimedwait(&ends, NULL, &second) < 0) {
 		ff_store_pulse(s->fs.store);
+		ff_log_pulse();
+	}
 	if (!atomic_load(&s->ending)) {
 		tell_manager(s, "STOPPING=1\nSTATUS=Writing back, unmounting");
 		take_dirty_pages(s);
@@ -511,8 +513,7 @@ int session_run(const struct options *o, struct fuse_args *args)
 	int status = EXIT_FAILURE;
 
 	fuse_set_log_func(log_libfuse);
-	if (o->debug)
-		ff_log_threshold(FF_LOG_DEBUG);
+	ff_log_threshold(o->log_level);
 	if (places_find(o, &s.places) < 0)
 		goto out;
 	s.fs.conn_opts = fuse_parse_conn_info_opts(args);

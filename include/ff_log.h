@@ -1,6 +1,7 @@
 /*
  * Logging. Lines go to stderr (in the foreground, and until a background mount is ready) or to
- * syslog(3), facility daemon. Thread-safe; a line is written whole. errno is preserved.
+ * syslog(3), facility daemon. Thread-safe; a line is written whole. errno is preserved. Of many
+ * lines with the same FMT within seconds the first are written, and then how many were left out.
  */
 #ifndef FF_LOG_H
 #define FF_LOG_H
@@ -13,6 +14,10 @@ void ff_log_to_syslog(void);
 /* Shows lines up to LEVEL; FF_LOG_INFO unless called. */
 void ff_log_threshold(enum ff_log_level level);
 
+/* Call it once a second or so: says what was left out. */
+void ff_log_pulse(void);
+
+/* FMT lives as long as the program. */
 void ff_log(enum ff_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define ff_error(...)   ff_log(FF_LOG_ERROR, __VA_ARGS__)

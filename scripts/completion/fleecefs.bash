@@ -4,7 +4,7 @@
 _fleecefs() {
 	local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]-} values='' head=''
 	local -a names=(fleece-dir= snapdir= snapshot= cluster-size= on-cbw-error= cbw-timeout=
-		fleece-limit= fleece-reserve= source-lock= exclude= durable)
+		fleece-limit= fleece-reserve= source-lock= log-level= exclude= durable)
 
 	# = is a word of its own to readline.
 	[ "$current" != = ] || current=
@@ -25,6 +25,7 @@ _fleecefs() {
 	--cluster-size) values='4K 8K 16K 32K 64K 128K 256K 512K 1M 2M' ;;
 	--on-cbw-error) values='break-snapshot break-guest-write' ;;
 	--source-lock) values='on off' ;;
+	--log-level) values='error warning info debug' ;;
 	--snapdir | --snapshot | --cbw-timeout | --fleece-limit | --fleece-reserve | --exclude) return ;;
 	*)
 		case $current in
