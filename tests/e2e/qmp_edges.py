@@ -103,9 +103,9 @@ def disk(name, size=4 << 20):
     return os.path.abspath(f"source/{name}")
 
 
-def pair(number, name, above="", below="", share=False):
+def pair(number, name, above="", below="", share=False, folder="source"):
     """A raw disk in the two nodes that libvirt makes, and its device."""
-    path = os.path.join(os.getcwd(), "source", name)
+    path = os.path.join(os.getcwd(), folder, name)
     return ["-blockdev", f"driver=file,node-name=file{number},filename={path}{below}",
             "-blockdev", f"driver=raw,node-name=format{number},file=file{number}{above}",
             "-device", f"virtio-blk-pci,drive=format{number},id=disk{number}"
@@ -259,6 +259,27 @@ def mounts():
     run("move-out", "--qmp", "nothing", "--state", "bad.state", status=1, says="bad.state")
 
 
+def dead_mount():
+    """fleecefs dies under the VM: what has nothing to flush goes back, the rest stays, and is said."""
+    for name in ("clean.img", "dirty.img"):
+        with open(f"source2/{name}", "wb") as f:
+            f.truncate(1 << 20)
+    with Machine(*pair(1, "clean.img", share=True, folder="source2"),
+                 *pair(2, "dirty.img", share=True, folder="source2")) as vm:
+        state = f"{vm.name}.state"
+        run("move-in", "--qmp", vm.name, "--source", "source2", "--mount", "mnt2", "--state", state)
+        vm.io("format1", "write 0 4k")
+        vm.io("format1", "flush")
+        vm.io("format2", "write 0 4k")
+        os.kill(int(os.environ["DAEMON2"]), signal.SIGKILL)
+        vm.move_out(status=1, says="start it anew")
+        need("source2" in vm.nodes()["format1"]["file"], "the disk without a loss is not back")
+        need("mnt2" in vm.nodes()["format2"]["file"], "the other is back without a flush")
+        vm.move_out(status=1, says="dirty.img")
+        vm.io("format1", "write 0 4k")
+        vm.io("format1", "flush")
+
+
 def silent():
     """A monitor that another program uses."""
     with Machine() as vm:
@@ -386,7 +407,8 @@ def main():
     os.chdir(sys.argv[1])
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(f) for f in (silent, silent_agent)]
-        for part in (usage, agents, virsh, not_movable, options_are_kept, inline_is_kept, mounts):
+        for part in (usage, agents, virsh, not_movable, options_are_kept, inline_is_kept, mounts,
+                     dead_mount):
             print(f"--- {part.__name__}", flush=True)
             part()
         for one in waiting:
