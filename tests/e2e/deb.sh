@@ -140,6 +140,8 @@ use
 inside umount /srv/live
 inside mount -t fleecefs /srv/images /srv/live -o fleece-dir=/srv/fleece,allow_other
 use
+inside apt-get install -y --reinstall "$deb" >"$tmp/log" 2>&1 || fail "apt-get: $(tail -5 "$tmp/log")"
+use # an upgrade leaves it as it is
 ! inside apt-get purge -y fleecefs >"$tmp/log" 2>&1 || fail "removed under a mount"
 grep -q 'still mounted' "$tmp/log" || fail "$(tail -5 "$tmp/log")"
 inside umount /srv/live

@@ -152,11 +152,15 @@ else
 fi
 
 step "completions know every long option, and no other"
-# Sets of options, one in a line: what bash offers after the words given; what files or help name.
+# Sets of words, one in a line: what bash offers where the words given end; what files or help name.
+complete_words() {
+	# shellcheck disable=SC2016 # it is for the other shell
+	bash -c 'compopt() { :; }; source "$1"; shift; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+		read -r _ _ name _ < <(complete -p "${1##*/}"); "$name"; printf "%s\n" "${COMPREPLY[@]}"' \
+		- "$usr/share/bash-completion/completions/${1##*/}" "$@" | sort -u
+}
 offered() {
-	bash -c 'compopt() { :; }; source "$1"; shift
-		COMP_WORDS=("$@" --) COMP_CWORD=$#; "_$1"; printf "%s\n" "${COMPREPLY[@]}"' \
-		- "$usr/share/bash-completion/completions/$1" "$@" | sed 's/=$//' | sort -u
+	complete_words "$@" -- | sed 's/=$//'
 }
 named() {
 	sed 's/\\-/-/g' "$@" | grep -oE -- '--[a-z][a-z-]*[a-z]' | sort -u
@@ -190,6 +194,29 @@ done
 named <(grep -v '^\.IR' "$usr/share/man/man8/fleecectl.8" | sed '/^\.SH EXIT/,$d') >"$tmp/a"
 named "$usr/share/bash-completion/completions/fleecectl" >"$tmp/b"
 same "fleecectl: manual, bash"
+if backup=$(find "$usr" -name fleece-backup -perm -u=x -type f | grep .); then
+	"$backup" --help | named >"$tmp/a"
+	offered "$backup" >"$tmp/b"
+	same "fleece-backup: help, bash"
+fi
+offers() {
+	local expected=$1
+	shift
+	[ "$(complete_words "$@" | tr '\n' ' ')" = "$expected " ] || fail "offered for '$*': $(complete_words "$@")"
+}
+mount_fs
+rmdir "$tmp/mnt2"
+mkdir "$snaps/one" "$snaps/two"
+offers "break-guest-write break-snapshot" fleecefs --on-cbw-error = break
+offers "$tmp/fleece" fleecefs --fleece-dir = "$tmp/fleec"
+offers "ro,fleece-dir= ro,fleece-limit= ro,fleece-reserve=" fleecefs /a /b -o ro,fleece
+offers "drop" fleecectl dr
+offers "two" fleecectl drop --on "$mnt" tw
+offers "$mnt" fleecectl status "$mnt"
+offers "$mnt" fleece-backup --on "$mnt"
+offers "$tmp/log" fleece-backup --on "$mnt" -- cat "$tmp/lo"
+rmdir "$snaps/one" "$snaps/two"
+umount_fs
 if command -v zsh >/dev/null; then
 	for file in "$zsh_dir"/_flee*; do
 		zsh -n "$file"
