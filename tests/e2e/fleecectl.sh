@@ -216,6 +216,8 @@ touch "$fleece/two/~unfinished" "$fleece/two/manifest.tmp" "$fleece/.session.tmp
 	"$fleece/two/old.img-fleece-9.xxh3"
 mkdir "$fleece/mine"
 touch "$fleece/mine/photo.jpg" "$fleece/mine/a.img-fleece-1.xxh3"
+mkdir -p "$fleece/.dropped-5/sub"
+touch "$fleece/.dropped-5/sub/photo.jpg"
 before=$(state)
 says 0 gc --dry-run "$fleece"
 has 'would remove .dropped-0/a.img-fleece-1.qcow2'
@@ -225,6 +227,10 @@ hasnt 'mine|three/|kept aside|remove two/a'
 [ "$before" = "$(state)" ] || fail "a dry run changes something"
 says 0 gc "$fleece"
 [ ! -e "$fleece/.dropped-0" ] || fail ".dropped-0 is left"
+has '^.dropped-5 holds what fleecefs has not made'
+rm "$fleece/.dropped-5/sub/photo.jpg"
+says 0 gc "$fleece"
+[ ! -e "$fleece/.dropped-5" ] || fail ".dropped-5 is left"
 [ "$(find "$fleece/mine" -type f | wc -l)" = 2 ] || fail "foreign files are gone"
 [ -z "$(find "$fleece" -name '*.tmp' -o -name '*~unfinished' -o -name '*-9.xxh3')" ] || fail "leftovers are left"
 [ -n "$(images three a.img)" ] || fail "an image that two needs is gone"
@@ -243,11 +249,63 @@ says 0 gc "$fleece"
 has 'a.img-fleece-3.qcow2: cannot be read: its header is damaged'
 [ "$(images | wc -l)" = "$n" ] || fail "an image is gone that may be needed"
 [ "$(find "$src/.fleecefs" -type f | wc -l)" = 1 ] || fail "the disk aside is gone, though an image cannot be read"
+# nobody can say whose image this was
+damage byte "$(images two sub/b.img)" 200
+damage byte "$fleece/two/manifest" 100
+says 0 gc "$fleece"
+[ "$(images | wc -l)" = "$n" ] || fail "an image is gone that may be needed"
+[ "$(find "$src/.fleecefs" -type f | wc -l)" = 1 ] || fail "the disk aside is gone, though its image cannot be read"
 rm "$fleece/two/manifest"
 says 0 gc "$fleece"
 [ -z "$(images)" ] || fail "images are left: $(images)"
 [ -z "$(find "$src/.fleecefs" -type f)" ] || fail "a disk is kept aside for nobody"
 [ -e "$fleece/mine/photo.jpg" ] || fail "foreign files are gone"
+
+seed=${SEED:-$(od -An -N2 -tu2 /dev/urandom | tr -d ' ')}
+step "gc after failures at random, seed $seed: what remains of the snapshots is right"
+RANDOM=$seed
+for _ in $(seq "${GC_ROUNDS:-2}"); do
+	rm -rf "$fleece" "$src/.fleecefs" "$tmp/ref"
+	mkdir -m 700 "$fleece" "$tmp/ref"
+	head -c 300000 /dev/urandom >"$src/sub/b.img"
+	mount_fg
+	for name in 1 2 3 4 5 6; do
+		cp "$src/a.img" "$tmp/ref/$name.a"
+		mkdir "$snaps/$name"
+		overwrite a.img $((RANDOM % 60 + 1)) $((RANDOM % 1900))
+		overwrite a.img $((RANDOM % 20 + 1)) $((RANDOM % 300))
+		[ $((RANDOM % 2)) = 0 ] || overwrite sub/b.img 20 $((RANDOM % 200))
+		[ $((RANDOM % 4)) != 0 ] || rmdir "$snaps/$((RANDOM % name + 1))" 2>/dev/null || true
+	done
+	[ $((RANDOM % 2)) = 0 ] || rm "$mnt/sub/b.img"
+	if [ $((RANDOM % 2)) = 0 ]; then
+		kill -KILL "$daemon"
+		wait "$daemon" 2>/dev/null || true
+	fi
+	umount "$mnt"
+	wait_for 60 gone "$daemon"
+	for name in 1 2 3 4 5 6; do
+		[ -d "$fleece/$name" ] || continue
+		case $((RANDOM % 4)) in
+		0) rm "$fleece/$name/manifest" ;;
+		1) mv "$fleece/$name" "$fleece/.dropped-9$name" ;;
+		esac
+	done
+	says 0 gc --dry-run "$fleece"
+	sed -n 's/^would remove //p' "$tmp/out" >"$tmp/would"
+	says 0 gc "$fleece"
+	sed -n 's/^removed //p' "$tmp/out" | cmp - "$tmp/would" || fail "a dry run says something else"
+	says 0 gc "$fleece"
+	has ': 0 removed'
+	says 0 check "$fleece"
+	mount_fs
+	for name in "$snaps"/*; do
+		[ ! -d "$name" ] || cmp "$name/a.img" "$tmp/ref/${name##*/}.a"
+	done
+	rmdir "$snaps"/* 2>/dev/null || true
+	[ -z "$(images)" ] || fail "images are left: $(images)"
+	umount_fs
+done
 
 step "a writer, and snapshots that come and go: check finds nothing"
 rm -rf "$fleece"
