@@ -41,6 +41,9 @@ static int from_status(const struct place *p, json_t *list)
 			r = add(list, json_text(s, "name"), json_num(s, "created"),
 			        json_text(s, "state"), json_num(s, "files"),
 			        json_num(s, "preserved_bytes"));
+		if (!r && json_has(s, "name_hex"))
+			json_object_set(json_array_get(list, json_array_size(list) - 1), "name_hex",
+			                json_object_get(s, "name_hex"));
 	}
 	return r;
 }

@@ -376,7 +376,8 @@ PYTHON
 import json, sys
 snapshots = json.load(sys.stdin)
 assert [s["state"] for s in snapshots] == ["ok"] * 3, snapshots
-assert snapshots[0]["disks"] == 2, snapshots'
+assert snapshots[0]["disks"] == int(sys.argv[1]), snapshots
+assert snapshots[1]["name_hex"].endswith("ff"), snapshots' "$(find "$src" -type f -name '*.img' | wc -l)"
 (trap - INT
 	exec timeout -s INT 1 env --default-signal=INT "$ctl" status --watch=0.1 "$mnt") >"$tmp/out" || [ $? = 124 ]
 [ "$(grep -c '^fleecefs ' "$tmp/out")" -ge 3 ] || fail "--watch: $(cat "$tmp/out")"
