@@ -57,6 +57,14 @@ void stats_sum(struct wait_sum *sum, struct wait_stats *w)
 		sum->buckets[i] += atomic_load_explicit(&w->buckets[i], memory_order_relaxed);
 }
 
+void stats_add(struct wait_sum *sum, const struct wait_sum *more)
+{
+	sum->saves += more->saves;
+	sum->longest_us = FF_MAX(sum->longest_us, more->longest_us);
+	for (unsigned i = 0; i < WAIT_BUCKETS; i++)
+		sum->buckets[i] += more->buckets[i];
+}
+
 uint64_t stats_p99(const struct wait_sum *sum)
 {
 	uint64_t all = 0, seen = 0;

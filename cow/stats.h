@@ -43,6 +43,7 @@ struct wait_sum {
 unsigned stats_bucket(uint64_t us);
 uint64_t stats_bucket_end(unsigned bucket);
 void stats_sum(struct wait_sum *sum, struct wait_stats *w);
+void stats_add(struct wait_sum *sum, const struct wait_sum *more);
 /* The wait that 99 of 100 were not longer than: at most a quarter too long. 0: there was none. */
 uint64_t stats_p99(const struct wait_sum *sum);
 

@@ -25,15 +25,18 @@ static const char lost_image[] = "its fleecing image is lost or damaged";
 static const char too_long[] = "its path is too long: it could not be frozen";
 static const char lost_manifest[] = "its manifest is lost or damaged";
 
-/* When the snapshot was made: its manifest was written then, and never again. */
+/* When the snapshot was made: its manifest was written then, and never again. Where that cannot be
+ * told: now. */
 static struct timespec made_at(const struct ff_snap *snap)
 {
+	struct timespec now;
 	struct statx sx;
 
 	if (snap->dir && (io_statx(snap->dir->fd, MANIFEST_NAME, &sx) == 0 ||
 	                  io_statx(snap->dir->fd, "", &sx) == 0))
 		return (struct timespec){sx.stx_mtime.tv_sec, sx.stx_mtime.tv_nsec};
-	return (struct timespec){0};
+	clock_gettime(CLOCK_REALTIME, &now);
+	return now;
 }
 
 void status_prepare(struct ff_snap *snap)
@@ -149,7 +152,7 @@ static void disk_status(struct link *l, struct wait_sum *all, struct ff_disk_sta
 	if (s) {
 		stats_sum(&own, &s->waits);
 		if (all)
-			stats_sum(all, &s->waits);
+			stats_add(all, &own);
 		out->read_bytes = atomic_load_explicit(&s->read_bytes, memory_order_relaxed);
 		take_waits(&own, &out->waits);
 	}

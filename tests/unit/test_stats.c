@@ -122,7 +122,7 @@ static struct seen look(const char *name, const char *disk)
 
 static void overwrite(const char *name, unsigned first, unsigned count, unsigned seed)
 {
-	static char buf[CLUSTERS * BLOCK];
+	char buf[CLUSTERS * BLOCK]; /* several threads call this */
 	struct ff_disk *d;
 	int fd = live_open(&fx, name, &d);
 
