@@ -1,6 +1,8 @@
 /*
  * Logging to stderr or syslog. The static flags are atomic: a background mount goes over to syslog
- * when it is ready, with threads running. A line written meanwhile goes to either.
+ * when it is ready, with threads running. A line written meanwhile goes to either. A stderr that is
+ * the journal's gets each line's level in front, as sd-daemon(3) has it, and no name, which the
+ * journal adds.
  *
  * Against floods: of lines made from one format, which differ in names alone, as many as BURST are
  * written in a window of WINDOW_S seconds, from the first of them on. The rest is counted, and the
@@ -18,14 +20,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <syslog.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "ff_util.h"
 
 enum { BURST = 50, WINDOW_S = 10, FORMATS = 32 };
 
-static atomic_bool use_syslog;
+static atomic_bool use_syslog, stderr_is_journal;
 static atomic_int threshold = FF_LOG_INFO;
 
 /* A format, and what became of its lines since the window began. */
@@ -44,6 +50,18 @@ void ff_log_to_syslog(void)
 	atomic_store(&use_syslog, true);
 }
 
+void ff_log_find_journal(void)
+{
+	const char *stream = getenv("JOURNAL_STREAM");
+	char own[64];
+	struct stat st;
+
+	if (!stream || fstat(STDERR_FILENO, &st) < 0)
+		return;
+	snprintf(own, sizeof own, "%ju:%ju", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino);
+	atomic_store(&stderr_is_journal, strcmp(stream, own) == 0);
+}
+
 void ff_log_threshold(enum ff_log_level level)
 {
 	atomic_store(&threshold, level);
@@ -56,6 +74,8 @@ static void write_line(enum ff_log_level level, const char *line)
 
 	if (atomic_load(&use_syslog))
 		syslog(priority[level], "%s%s", word[level], line);
+	else if (atomic_load(&stderr_is_journal))
+		fprintf(stderr, "<%d>%s%s\n", priority[level], word[level], line);
 	else
 		fprintf(stderr, "fleecefs: %s%s\n", word[level], line);
 }

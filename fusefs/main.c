@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "ff_log.h"
 #include "fusefs/fuse_api.h"
 #include "fusefs/options.h"
 #include "fusefs/session.h"
@@ -21,6 +22,7 @@ int main(int argc, char **argv)
 	while (fd >= 0 && fd <= STDERR_FILENO);
 	if (fd >= 0)
 		close(fd);
+	ff_log_find_journal();
 	if (options_parse(argc, argv, &o, &args) < 0)
 		status = EXIT_USAGE;
 	else if (o.help)

@@ -11,6 +11,10 @@ enum ff_log_level { FF_LOG_ERROR, FF_LOG_WARNING, FF_LOG_INFO, FF_LOG_DEBUG };
 /* Sends later lines to syslog instead of stderr. Call once. */
 void ff_log_to_syslog(void);
 
+/* If stderr is a stream of systemd's journal ($JOURNAL_STREAM), later lines there carry their
+ * level. Call once. */
+void ff_log_find_journal(void);
+
 /* Shows lines up to LEVEL; FF_LOG_INFO unless called. */
 void ff_log_threshold(enum ff_log_level level);
 

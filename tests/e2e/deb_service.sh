@@ -97,6 +97,8 @@ journalctl --no-pager -t fleecefs | grep -v '^-- ' >/root/log
 cat /root/log
 grep -vE -f /root/logcheck /root/log | grep -v 'took away a dead mount' >/root/more || true
 [ ! -s /root/more ] || fail "logcheck would send: $(cat /root/more)"
+[ "$(journalctl --no-pager -o cat -t fleecefs -p warning)" = "warning: /srv/live: took away a dead mount" ] ||
+	fail "levels in the journal: $(journalctl -o cat -t fleecefs -p warning)"
 # mounted three times, ended well twice
 [ "$(grep -c 'is mounted on' /root/log)" = 3 ] || fail "not one line for each mount"
 [ "$(grep -c 'is unmounted' /root/log)" = 2 ] || fail "not one line for each end"

@@ -127,7 +127,7 @@ python3 "$here/notify.py" "$fleecefs" "$src" "$mnt" "$fleece" "$tmp" \
 grep -v in/valid "$tmp/service.log" >"$tmp/lines"
 cat "$tmp/lines"
 [ "$(wc -l <"$tmp/lines")" = 4 ] || fail "more than one line when mounted and one when unmounted"
-sed 's/^/Nov 24 01:31:47 host fleecefs[34]: /' "$tmp/lines" |
+sed 's/^<6>//; s/^/Nov 24 01:31:47 host fleecefs[34]: /' "$tmp/lines" |
 	{ ! grep -vE -f "$repository/scripts/system/logcheck"; } || fail "lines that logcheck would send"
 ! echo 'Nov 24 01:31:47 host fleecefs[34]: fleecefs: error: something' |
 	grep -E -f "$repository/scripts/system/logcheck" || fail "logcheck would miss an error"

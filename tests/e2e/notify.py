@@ -25,7 +25,7 @@ def fail(text):
 class Manager:
     """One run of the service."""
 
-    def __init__(self, name, *options, foreground=True):
+    def __init__(self, name, *options, foreground=True, journal=False):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(name.replace("@", "\0", 1))
         self.socket.settimeout(30)
@@ -34,9 +34,11 @@ class Manager:
         if foreground:
             args.append("-f")
         with open(log_path, "ab") as log:
+            stat = os.fstat(log.fileno())
+            stream = f"{stat.st_dev}:{stat.st_ino}" if journal else "1:1"
             self.process = subprocess.Popen(
-                args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "NOTIFY_SOCKET": name}
-            )
+                args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={
+                **os.environ, "NOTIFY_SOCKET": name, "JOURNAL_STREAM": stream})
 
     def next(self):
         """The next message as a dictionary; None when nobody can send any more."""
@@ -106,11 +108,18 @@ try:
 except OSError:  # as read(2): flush cannot be asked for any more
     pass
 
-print("--- umount, and a socket with an abstract name")
-two = Manager(f"@fleecefs-test-{os.getpid()}")
+print("--- umount, and a socket with an abstract name; levels for the journal")
+before = os.path.getsize(log_path)
+two = Manager(f"@fleecefs-test-{os.getpid()}", journal=True)
 two.wait_ready()
 subprocess.run(["umount", mountpoint], check=True)
 two.wait_end()
+with open(log_path, encoding="utf-8") as log:
+    log.seek(before)
+    lines = log.read()
+expected = f"<6>{source} is mounted on {mountpoint}\n<6>{mountpoint} is unmounted\n"
+if lines != expected:
+    fail(f"lines for the journal: {lines}")
 
 print("--- a mount that fails")
 three = Manager(path, "--snapshot=in/valid")
