@@ -175,7 +175,7 @@ offered fleecefs >"$tmp/b"
 same "fleecefs: help, bash"
 named <(grep "^	'" "$zsh_dir/_fleecefs") <(echo "--help --version") >"$tmp/b"
 same "fleecefs: help, zsh"
-sed -n '/^\.SH OPTIONS/,/^\.SH EXIT/{
+sed -n '/^\.SH OPTIONS/,/^\.SH [^O]/{
 	/^\.TP/{n; s/\\-/-/g; s/^\.[BIR]* *"*//; /^-/!s/^\([a-z-]*\).*/--\1/p; }
 }' "$usr/share/man/man8/fleecefs.8" | named >"$tmp/b"
 printf '%s\n' --help --version | sort -u - "$tmp/b" >"$tmp/c"
