@@ -55,6 +55,12 @@ class Graph:
                     return child
         return None
 
+    def filename(self, name):
+        """Of the file that a node is stored in."""
+        while "file" in self.children.get(name, {}):
+            name = self.children[name]["file"]
+        return self.nodes[name]["image"]["filename"]
+
     def length(self, name):
         return self.nodes[name]["image"]["virtual-size"]
 

@@ -38,7 +38,7 @@ import signal
 import subprocess
 import sys
 
-from .disks import TURNS_RUNNING, Finder, Graph, check_backing, check_locks, check_reopens
+from .disks import TURNS_RUNNING, Finder, Graph, below, check_backing, check_locks, check_reopens
 from .talk import CommandError, Refused, Unreachable
 
 MOUNT_SECONDS = 20
@@ -325,6 +325,14 @@ def _all_back(mover):
     return failed
 
 
+def _overlays(graph, mount):
+    """Overlays that name a file of the mount as their backing file, in their own header."""
+    for node in graph.nodes.values():
+        image = node["image"]
+        if below(image.get("full-backing-filename", ""), mount):
+            yield graph.filename(node["node-name"]), image["full-backing-filename"]
+
+
 def move_out(connect, state, force):
     plan = Plan.load(state)
     if not plan:
@@ -347,6 +355,10 @@ def move_out(connect, state, force):
             raise Refused(f"{plan.data['mount']}/{plan.data['snapdir']}: the snapshot {there[0]} "
                           "would be spoilt by what the VM writes afterwards: drop it first, or --force")
     failed = _all_back(mover)
+    for image, name in _overlays(mover.graph(), plan.data["mount"]):
+        print(f"fleece-qmp: {image} was made meanwhile, and says that its backing file is {name}: put "
+              "that right before the VM's next start, by change-backing-file or qemu-img rebase -u",
+              file=sys.stderr)
     if failed:
         raise Refused("; ".join(failed) + hint)
     plan.remove()

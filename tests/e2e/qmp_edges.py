@@ -80,7 +80,7 @@ class Machine:
 
     def io(self, node, command):
         out = self.ask("human-monitor-command", command_line=f'qemu-io {node} "{command}"')
-        need("rror" not in out and "ermission" not in out and "failed" not in out, f"qemu-io: {out}")
+        need("rror" not in out and "ermission" not in out and "fail" not in out, f"qemu-io: {out}")
 
     def nodes(self):
         return {n["node-name"]: n for n in self.ask("query-named-block-nodes")}
@@ -224,6 +224,45 @@ def inline_is_kept():
             before = os.stat(path).st_blocks
             vm.io("r", "discard 0 1M")
             need(os.stat(path).st_blocks <= before - 2048, "discard is not kept")
+
+
+def formats():
+    """An encrypted disk; an overlay, whose backing file stays; one more overlay, made meanwhile."""
+    for command in ("create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,"
+                    "encrypt.key-secret=s,encrypt.iter-time=10 source/luks.qcow2 4M",
+                    "create -q -f qcow2 source/base.qcow2 4M",
+                    "create -q -f qcow2 -F qcow2 -b base.qcow2 source/over.qcow2",
+                    "create -q -f qcow2 -o data_file=source/ext.raw source/ext.qcow2 4M"):
+        subprocess.run(["qemu-img", *command.split()], check=True)
+    path = os.path.join(os.getcwd(), "source")
+    with Machine("-object", "secret,id=s,data=abc",
+                 "-blockdev", f"driver=file,node-name=f1,filename={path}/luks.qcow2", "-blockdev",
+                 "driver=qcow2,node-name=d1,file=f1,encrypt.format=luks,encrypt.key-secret=s",
+                 "-device", "virtio-blk-pci,drive=d1,id=v1,share-rw=on",
+                 "-blockdev", f"driver=file,node-name=f3,filename={path}/over.qcow2",
+                 "-blockdev", "driver=qcow2,node-name=d3,file=f3",
+                 "-device", "virtio-blk-pci,drive=d3,id=v3,share-rw=on", running=True) as vm:
+        vm.io("d1", "write -P 5 0 1M")
+        for value in (1, 2):
+            need(vm.move_in() == "luks.qcow2\nover.qcow2\n", "what was moved")
+            vm.io("d1", "read -P 5 0 1M")
+            vm.io("d1", f"write -P {value} 1M 2M")
+            vm.io("d3", f"write -P {value} 0 2M")
+            vm.move_out()
+            vm.io("d1", f"read -P {value} 1M 2M")
+            vm.io("d3", f"read -P {value} 0 2M")
+        vm.move_in()
+        vm.ask("blockdev-snapshot-sync", node_name="d3", snapshot_file=f"{path}/new.qcow2",
+               snapshot_node_name="d4")
+        vm.move_out(says="source/new.qcow2 was made meanwhile")
+        nodes = vm.nodes()
+        need(nodes["d3"]["ro"] and not any("mnt" in n["file"] for n in nodes.values()), f"{nodes}")
+        vm.io("d4", "read -P 2 0 2M")
+    with Machine("-blockdev", f"driver=file,node-name=f1,filename={path}/ext.qcow2",
+                 "-blockdev", f"driver=file,node-name=f2,filename={path}/ext.raw",
+                 "-blockdev", "driver=qcow2,node-name=d1,file=f1,data-file=f2",
+                 "-device", "virtio-blk-pci,drive=d1,id=v1") as vm:
+        vm.find(1, "'data-file'")
 
 
 def mounts():
@@ -407,7 +446,7 @@ def main():
     os.chdir(sys.argv[1])
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(f) for f in (silent, silent_agent)]
-        for part in (usage, agents, virsh, not_movable, options_are_kept, inline_is_kept, mounts,
+        for part in (usage, agents, virsh, not_movable, options_are_kept, inline_is_kept, formats, mounts,
                      dead_mount):
             print(f"--- {part.__name__}", flush=True)
             part()
