@@ -21,7 +21,7 @@ deb=$(echo "$tmp"/out/*.deb)
 version=$(meson introspect --projectinfo "$repository/meson.build" | python3 -c 'import json, sys; print(json.load(sys.stdin)["version"])')
 [ "$(dpkg-deb -f "$deb" Version)" = "$version-1" ] || fail "version $(dpkg-deb -f "$deb" Version)"
 for library in libc6 libfuse3- libqcow1 libxxhash0; do
-	dpkg-deb -f "$deb" Depends | grep -q "$library[0-9t]* (>=" || fail "does not depend on $library"
+	dpkg-deb -f "$deb" Depends | grep -q "${library}[0-9t]* (>=" || fail "does not depend on $library"
 done
 
 step "lintian"
