@@ -441,15 +441,15 @@ static int wait_for_readers(struct ff_snap *snap)
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += READERS_WAIT_S;
 	FF_GUARD(&snap->lock);
-	while (snap->readers > 0) {
+	while (snap->readers > 0 || snap->looks > 0) {
 		/* One that nobody has begun to close is in use. */
 		if (snap->unflushed_readers > 0)
 			return -EBUSY;
-		if (pthread_cond_timedwait(&snap->idle, &snap->lock, &until) == ETIMEDOUT)
+		if (snap->readers == 0)
+			pthread_cond_wait(&snap->idle, &snap->lock);
+		else if (pthread_cond_timedwait(&snap->idle, &snap->lock, &until) == ETIMEDOUT)
 			return -EBUSY;
 	}
-	while (snap->looks > 0)
-		pthread_cond_wait(&snap->idle, &snap->lock);
 	snap->dropped = true;
 	return 0;
 }

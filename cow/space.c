@@ -7,8 +7,8 @@
  *
  * How fast they grow is an average over about the last minute: bytes allocated and seconds passed
  * are summed up, and whenever that is done (each second while there are snapshots, and by who
- * looks) both sums are first made smaller, by a 60th for a second. What is freed does not count: a
- * drop is not a rate.
+ * looks) both sums are first made smaller, by a 60th for a second. What is freed does not count,
+ * nor what new images begin with: a drop is not a rate, and neither is a freeze.
  *
  * A warning is given once when 80 % of what may be used is, and once at 95 %; again after use has
  * been below 70 %.
@@ -59,10 +59,8 @@ static void ask_for_headroom(struct ff_store *s)
 	s->space_headroom = available(&v) - (int64_t)s->cfg.fleece_reserve;
 }
 
-int space_charge(void *store, int64_t bytes)
+static int charge(struct ff_store *s, int64_t bytes, bool grows)
 {
-	struct ff_store *s = store;
-
 	FF_GUARD(&s->space_lock);
 	if (bytes <= 0) {
 		s->space_used -= FF_MIN(s->space_used, (uint64_t)-bytes);
@@ -79,14 +77,19 @@ int space_charge(void *store, int64_t bytes)
 		s->space_unchecked += (uint64_t)bytes;
 	}
 	s->space_used += (uint64_t)bytes;
-	s->space_grown += (uint64_t)bytes;
+	s->space_grown += grows ? (uint64_t)bytes : 0;
 	return 0;
+}
+
+int space_charge(void *store, int64_t bytes)
+{
+	return charge(store, bytes, true);
 }
 
 int space_charge_link(struct link *l)
 {
 	struct ff_store *s = l->disk->store;
-	int r = space_charge(s, (int64_t)ff_image_allocated(l->img));
+	int r = charge(s, (int64_t)ff_image_allocated(l->img), false);
 
 	l->charged = r == 0;
 	if (r)

@@ -319,7 +319,7 @@ class Numbers:
         path = f"{self.mnt}/.fleecefs/status.json"
         fd = os.open(path, os.O_RDONLY)
         head = os.read(fd, 100)
-        self.write("a.img", 2500000, b"q")
+        self.write("a.img", 2500000, b"q" * 9)
         self.saved_by("one more", 1, 1)
         s = parse_json(head + b"".join(iter(lambda: os.read(fd, 7), b"")))
         os.close(fd)

@@ -95,6 +95,10 @@ tell fill "$mnt" big.img 82
 logged 1 'fleecing images take more than 80 %'
 tell fill "$mnt" big.img 96
 logged 1 'fleecing images take more than 95 %'
+another_second
+another_second
+logged 1 'fleecing images take more than 80 %'
+logged 1 'fleecing images take more than 95 %'
 rmdir "$snaps/n"
 mkdir "$snaps/n"
 another_second

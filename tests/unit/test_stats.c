@@ -53,6 +53,17 @@ Test(stats, p99_is_exact_to_a_quarter)
 	}
 }
 
+Test(stats, p99_is_no_mean_and_no_maximum)
+{
+	struct wait_sum sum = {.longest_us = 1000000};
+
+	sum.buckets[stats_bucket(1000)] = 1000;
+	sum.buckets[stats_bucket(1000000)] = 9;
+	cr_assert(stats_p99(&sum) >= 1000 && stats_p99(&sum) <= 1250);
+	sum.buckets[stats_bucket(1000000)] = 20;
+	cr_assert_eq(stats_p99(&sum), 1000000);
+}
+
 static struct fixture fx;
 static atomic_bool stop;
 
@@ -241,5 +252,60 @@ Test(stats, looks_beside_everything)
 	for (size_t i = 0; i < FF_ARRAY_SIZE(threads); i++)
 		pthread_join(threads[i], NULL);
 	cr_assert_eq(ff_store_drop(fx.store, "kept"), 0);
+	fixture_done(&fx);
+}
+
+static atomic_uint looking; /* 1: in a look, 2: to end it */
+
+static int look_long(void *ctx, const struct ff_snap_status *snap)
+{
+	atomic_store(&looking, 1);
+	while (atomic_load(&looking) != 2)
+		usleep(1000);
+	return 0;
+}
+
+static void *one_look(void *ctx)
+{
+	struct ff_status_visitor v = {.snap = look_long};
+
+	cr_assert_eq(ff_store_visit(fx.store, &v), 0);
+	return NULL;
+}
+
+static void *one_drop(void *ctx)
+{
+	return (void *)(intptr_t)ff_store_drop(fx.store, "one");
+}
+
+/* A drop waits for a look; a reader that comes meanwhile is a reader. */
+Test(stats, a_drop_waits_for_a_look_and_minds_readers_after_it)
+{
+	pthread_t look_thread, drop_thread;
+	const struct ff_frozen *f;
+	struct ff_reader *rd;
+	struct ff_snap *snap;
+	void *result;
+	char c;
+	size_t got;
+
+	make_store();
+	cr_assert_eq(ff_store_freeze(fx.store, "one", 0), 0);
+	pthread_create(&look_thread, NULL, one_look, NULL);
+	while (atomic_load(&looking) != 1)
+		usleep(1000);
+	pthread_create(&drop_thread, NULL, one_drop, NULL);
+	usleep(50000); /* it waits by now, or will find the reader */
+	cr_assert_eq(ff_snap_get(fx.store, "one", &snap), 0, "dropped while it is looked at");
+	cr_assert_eq(ff_frozen_lookup(snap, ff_snap_root(snap), "d0", &f), 0);
+	cr_assert_eq(ff_reader_open(snap, f, &rd), 0);
+	atomic_store(&looking, 2);
+	pthread_join(look_thread, NULL);
+	pthread_join(drop_thread, &result);
+	cr_assert_eq((int)(intptr_t)result, -EBUSY);
+	cr_assert_eq(ff_reader_read(rd, &c, 1, 0, &got), 0);
+	ff_reader_close(rd);
+	ff_snap_put(snap);
+	cr_assert_eq(ff_store_drop(fx.store, "one"), 0);
 	fixture_done(&fx);
 }
