@@ -13,7 +13,7 @@ from .options import Definitions
 from .talk import CommandError, Refused
 
 FORMATS = ("raw", "qcow2", "throttle", "copy-on-read")
-QEMU_UNSHARES_WRITING = 201  # the byte of a file whose lock says so
+QEMU_WRITES, QEMU_UNSHARES_WRITING = 101, 201  # the bytes of a file whose locks say so
 MIGRATING = ("setup", "active", "device", "pre-switchover", "wait-unplug", "postcopy-active")
 # From this QEMU on a disk that may grow, or that an iothread serves, can be turned while the VM runs; why
 # not before is said in move.py.
@@ -252,20 +252,17 @@ def check_backing(finder, disks):
                        f"does not lie below {finder.source}, and will not be in the snapshot")
 
 
-def _locks(lines, device, inode):
-    """How many of these locks cover the byte by which QEMU's are told?"""
-    count = 0
+def _locks(lines, byte):
+    """The files, as (device, inode), of those locks that cover this byte. One that is waited for has
+    an arrow before it."""
     for line in lines:
         words = line.split()
-        if "OFDLCK" not in words:
+        if "OFDLCK" not in words or "->" in words:
             continue
         *_, where, first, last = words
         major, minor, number = where.split(":")
-        if (int(major, 16), int(minor, 16), int(number)) == (*device, inode) and \
-                int(first) <= QEMU_UNSHARES_WRITING and \
-                (last == "EOF" or int(last) >= QEMU_UNSHARES_WRITING):
-            count += 1
-    return count
+        if int(first) <= byte and (last == "EOF" or int(last) >= byte):
+            yield (int(major, 16), int(minor, 16)), int(number)
 
 
 def _device_of(path):
@@ -288,13 +285,31 @@ def _device_of(path):
 
 def check_locks(disk, pid):
     """Would QEMU be let in again, when it moves back? A mount that keeps it off would not let it."""
-    inode, device = os.stat(disk["path"]).st_ino, _device_of(disk["path"])
+    file = _device_of(disk["path"]), os.stat(disk["path"]).st_ino
     with open("/proc/locks", encoding="ascii") as f:
-        everybody = _locks(f, device, inode)
-    own = sum(_locks(locks, device, inode) for _, _, _, locks in open_files(pid))
+        everybody = list(_locks(f, QEMU_UNSHARES_WRITING)).count(file)
+    own = sum(list(_locks(locks, QEMU_UNSHARES_WRITING)).count(file)
+              for _, _, _, locks in open_files(pid))
     if everybody > own:
         raise Refused(f"{disk['path']}: another program than this QEMU has locked it. If that is "
                       "fleecefs: mount it with --source-lock=off, or QEMU could not come back")
+
+
+def written_past(source):
+    """Files below SOURCE that some QEMU has open for writing."""
+    with open("/proc/locks", encoding="ascii") as f:
+        locked = set(_locks(f, QEMU_WRITES))
+    inodes = {inode for _, inode in locked}
+    for folder, _, names in os.walk(source) if locked else ():
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                status = os.lstat(path)
+                if status.st_ino in inodes and stat.S_ISREG(status.st_mode) and \
+                        (_device_of(path), status.st_ino) in locked:
+                    yield os.path.relpath(path, source)
+            except OSError:
+                continue
 
 
 def check_reopens(monitor, disk, name):

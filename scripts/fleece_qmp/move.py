@@ -38,7 +38,8 @@ import signal
 import subprocess
 import sys
 
-from .disks import TURNS_RUNNING, Finder, Graph, below, check_backing, check_locks, check_reopens
+from .disks import TURNS_RUNNING, Finder, Graph, below, check_backing, check_locks, \
+    check_reopens, written_past
 from .talk import CommandError, Refused, Unreachable
 
 MOUNT_SECONDS = 20
@@ -287,10 +288,11 @@ def move_in(monitor, args):
         raise Refused(f"{args.state}: an earlier run has left it: fleece-qmp move-out first")
     finder = Finder(monitor, args.source, args.options)
     disks = finder.disks()
+    for disk in disks:
+        check_locks(disk, finder.defined.pid)
     _check_mount(mount, finder.source, args.snapdir, disks)
     token = secrets.token_hex(4)
     for number, disk in enumerate(disks):
-        check_locks(disk, finder.defined.pid)
         check_reopens(monitor, disk, f"fleecefs-{token}-{number}-try")
         disk["new"] = f"fleecefs-{token}-{number}"
         # a name that QEMU made up cannot be given to a node
@@ -310,6 +312,9 @@ def move_in(monitor, args):
             raise Refused(f"{error}; and back: {'; '.join(failed)}") from None
         plan.remove()
         raise Refused(f"nothing was moved: {error}") from None
+    for path in written_past(finder.source):
+        print(f"fleece-qmp: {path} is still written in SOURCE itself, by another VM: unless that is moved, "
+              "too, a snapshot of it is worth nothing", file=sys.stderr)
     for disk in disks:
         print(disk["rel"])
 
