@@ -134,7 +134,7 @@ static void report(struct check *c, const struct inv_image *img, const struct au
 
 	c->images++;
 	c->empty += a->data + a->zeros == 0 && !bad;
-	c->clusters += a->data;
+	c->clusters += a->data + a->zeros;
 	c->leaks += c->place.live ? 0 : a->leaks;
 	c->damaged += bad;
 	if (!bad && (c->quiet || a->data + a->zeros == 0))

@@ -51,9 +51,9 @@ static int from_status(const struct place *p, json_t *list)
 /* --- a fleece directory ------------------------------------------------------------------------
  */
 
-static int count_data(void *ctx, uint64_t cluster, uint64_t host)
+static int count(void *ctx, uint64_t cluster, uint64_t host)
 {
-	*(uint64_t *)ctx += host != 0;
+	++*(uint64_t *)ctx;
 	return 0;
 }
 
@@ -65,7 +65,7 @@ static double preserved(int fleece_fd, const struct inv_image *img)
 
 	if (view_open(fleece_fd, img->path, &v, &why))
 		return 0;
-	view_saved(&v, count_data, &clusters);
+	view_saved(&v, count, &clusters);
 	view_close(&v);
 	return (double)clusters * v.l.cluster_size;
 }

@@ -4,7 +4,7 @@
  * A view's cluster is read from the first image, from its own to the newest, that has it, else from
  * the live disk. So the images of the chain are looked through in that order, and what one has is
  * not asked of the next. A cluster of zeros in an image is a hole. Of the rest, the frozen file (of
- * a mount) or the disk itself (if nothing is mounted) tells what is a hole.
+ * a mount) or the disk itself (of a fleece directory) tells what is a hole.
  *
  * A picture of a mount that is written to is one of a short time, not of a moment.
  */
@@ -149,8 +149,8 @@ static int open_holes(struct job *j, int *fd)
 
 	*fd = -1;
 	if (!j->place.mountpoint) {
-		if (j->newest && j->newest->raw && !j->place.live &&
-		    source_is(j->newest, j->newest->backing, &st) && S_ISREG(st.st_mode))
+		if (j->newest && j->newest->raw && source_is(j->newest, j->newest->backing, &st) &&
+		    S_ISREG(st.st_mode))
 			io_openat(AT_FDCWD, j->newest->backing, O_RDONLY | O_NOFOLLOW | O_NONBLOCK,
 			          0, fd);
 		return 0;
