@@ -235,7 +235,7 @@ static int summary(struct check *c, bool damage)
 
 static int run(struct check *c)
 {
-	bool damage, held;
+	bool damage;
 	int r = place_open_fleece(&c->place);
 
 	if (r)
@@ -253,7 +253,7 @@ static int run(struct check *c)
 	r = check_images(c);
 	if (r)
 		return r == -ENOENT ? CTL_IO : ctl_fail(c->place.fleece_path, r);
-	if (!c->place.live && !place_locked(c->place.fleece_fd, &held) && held) {
+	if (!c->place.live && place_was_mounted(&c->place)) {
 		ctl_error("%s: was mounted while it was checked: check again",
 		          c->place.fleece_path);
 		return CTL_BUSY;

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <time.h>
 #include <jansson.h>
 
 enum {
@@ -65,14 +66,15 @@ unsigned text_columns(FILE *out, unsigned def);
 
 /* --- place.c: mounts and fleece directories --- */
 struct place {
-	char *mountpoint;  /* NULL: found by its fleece directory */
-	json_t *status;    /* of a mount */
-	char *status_text; /* the same, as it was read */
-	char *snapdir;     /* its snapshots, below the mountpoint */
-	char *fleece_path; /* as it is called */
-	int fleece_fd;     /* -1 until place_open_fleece() */
-	char *source_path; /* NULL: not known */
-	bool live;         /* a fleecefs has it */
+	char *mountpoint;      /* NULL: found by its fleece directory */
+	json_t *status;        /* of a mount */
+	char *status_text;     /* the same, as it was read */
+	char *snapdir;         /* its snapshots, below the mountpoint */
+	char *fleece_path;     /* as it is called */
+	int fleece_fd;         /* -1 until place_open_fleece() */
+	char *source_path;     /* NULL: not known */
+	bool live;             /* a fleecefs has it */
+	struct timespec since; /* when a fleecefs last took or gave back its lock */
 };
 /* The mount at PATH; NULL: the only one. */
 int place_mount(const char *path, struct place *p);
@@ -82,8 +84,8 @@ int place_any(const char *path, struct place *p);
 bool place_is_one(const char *path);
 /* Makes p->fleece_fd, and p->live say whether a fleecefs has it. */
 int place_open_fleece(struct place *p);
-/* Is the lock of a fleece directory held by a fleecefs? -ENOENT: it has none. */
-int place_locked(int fleece_fd, bool *held);
+/* Has a fleecefs had it since it was found to be nobody's? */
+bool place_was_mounted(const struct place *p);
 void place_free(struct place *p);
 /* status.json anew. */
 int place_reload(struct place *p);

@@ -323,10 +323,27 @@ static int busy(const struct gc *g)
 	return CTL_BUSY;
 }
 
+/* What others may write could have us remove what is not ours; a mount refuses it as well. */
+static int check_owner(const struct gc *g)
+{
+	struct stat st;
+	int r = io_fstat(g->place.fleece_fd, &st);
+
+	if (r)
+		return ctl_fail(g->place.fleece_path, r);
+	if (!(st.st_mode & 022) && (st.st_uid == geteuid() || st.st_uid == 0))
+		return 0;
+	ctl_error("%s may be written by others: chmod go-w it, and chown it to the user who mounts",
+	          g->place.fleece_path);
+	return CTL_NO_PERMISSION;
+}
+
 static int take_lock(struct gc *g, int *fd)
 {
-	int r;
+	int r = check_owner(g);
 
+	if (r)
+		return r;
 	if (g->place.live)
 		return busy(g);
 	if (g->dry)
@@ -383,14 +400,13 @@ static int collect(struct gc *g, const char *source)
 static int run(struct gc *g, const char *path, const char *source)
 {
 	ff_autoclose int lock = -1;
-	bool held;
 	int r = place_any(path, &g->place);
 
 	if (!r)
 		r = take_lock(g, &lock);
 	if (!r)
 		r = collect(g, source);
-	if (!r && g->dry && !place_locked(g->place.fleece_fd, &held) && held)
+	if (!r && g->dry && place_was_mounted(&g->place))
 		r = busy(g);
 	if (!r)
 		ctl_say("%s: %llu %s, %s", g->place.fleece_path, (unsigned long long)g->removed,

@@ -258,7 +258,8 @@ bool place_is_one(const char *path)
 	return is || open_fleece(path, &fd) == 0;
 }
 
-int place_locked(int fleece_fd, bool *held)
+/* Is the lock of a fleece directory held by a fleecefs? -ENOENT: it has none. */
+static int is_locked(int fleece_fd, bool *held)
 {
 	ff_autoclose int fd = -1;
 	int r = open_regular(fleece_fd, ".lock", O_RDONLY, &fd);
@@ -267,6 +268,26 @@ int place_locked(int fleece_fd, bool *held)
 		r = io_flock(fd, LOCK_SH);
 	*held = r == -EWOULDBLOCK;
 	return *held ? 0 : r;
+}
+
+/* A mount changes the lock's file when it begins and when it ends. */
+static int lock_time(int fleece_fd, struct timespec *out)
+{
+	struct statx sx;
+	int r = io_statx(fleece_fd, ".lock", &sx);
+
+	if (!r)
+		*out = (struct timespec){sx.stx_ctime.tv_sec, sx.stx_ctime.tv_nsec};
+	return r;
+}
+
+bool place_was_mounted(const struct place *p)
+{
+	struct timespec now;
+	bool held;
+
+	return lock_time(p->fleece_fd, &now) || now.tv_sec != p->since.tv_sec ||
+	       now.tv_nsec != p->since.tv_nsec || is_locked(p->fleece_fd, &held) || held;
 }
 
 int place_any(const char *path, struct place *p)
@@ -291,7 +312,9 @@ int place_any(const char *path, struct place *p)
 		return CTL_NO_INPUT;
 	}
 	if (!r)
-		r = place_locked(p->fleece_fd, &p->live);
+		r = lock_time(p->fleece_fd, &p->since);
+	if (!r)
+		r = is_locked(p->fleece_fd, &p->live);
 	if (!r && !(p->fleece_path = strdup(real ? real : path)))
 		r = -ENOMEM;
 	return r ? ctl_fail(path, r) : 0;
@@ -301,7 +324,7 @@ static bool is_held(int fd)
 {
 	bool held;
 
-	return place_locked(fd, &held) == 0 && held;
+	return is_locked(fd, &held) == 0 && held;
 }
 
 /* The directory as the daemon has it open. */

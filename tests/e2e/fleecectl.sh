@@ -133,6 +133,9 @@ has '^preserved 0, unchanged 2.0M, holes 6.0M$'
 [ "$(grep -cE '^\.{128}$' "$tmp/out")" = 12 ] || fail "not 12 rows of holes: $(cat "$tmp/out")"
 says 0 gc "$fleece"
 has ': 0 removed'
+chmod 777 "$fleece"
+says 77 gc "$fleece"
+chmod 755 "$fleece"
 [ "$before" = "$(state)" ] || fail "something was changed"
 
 step "check finds damage"
