@@ -163,7 +163,7 @@ cat >"$system/etc/systemd/system/check.service" <<EOT
 ExecStart=/root/check
 StandardOutput=append:/root/output
 StandardError=inherit
-ExecStopPost=/usr/bin/systemctl --no-block poweroff
+ExecStopPost=/usr/bin/systemctl --no-block start poweroff.target
 EOT
 mkdir -p "$system/etc/systemd/system/multi-user.target.wants"
 ln -s ../check.service "$system/etc/systemd/system/multi-user.target.wants/"
