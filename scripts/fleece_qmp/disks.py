@@ -12,7 +12,7 @@ from collections import namedtuple
 from .options import Definitions
 from .talk import CommandError, Refused
 
-FORMATS = ("raw", "qcow2", "throttle", "copy-on-read")
+FORMATS = ("raw", "qcow2", "throttle")  # right above the file; copy-on-read cannot be reopened
 QEMU_WRITES, QEMU_UNSHARES_WRITING = 101, 201  # the bytes of a file whose locks say so
 MIGRATING = ("setup", "active", "device", "pre-switchover", "wait-unplug", "postcopy-active")
 # From this QEMU on a disk that may grow, or that an iothread serves, can be turned while the VM runs; why

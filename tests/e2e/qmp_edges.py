@@ -266,6 +266,30 @@ def formats():
         vm.find(1, "'data-file'")
 
 
+def filters():
+    """Filters right above the file, and above a format."""
+    filtered, other = disk("filtered.img"), disk("other.img")
+    path = os.path.join(os.getcwd(), "source/cor.qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "4M"], check=True)
+    with Machine("-object", "throttle-group,id=g,x-iops-total=100000",
+                 "-blockdev", f"driver=file,node-name=f1,filename={filtered}",
+                 "-blockdev", "driver=throttle,node-name=d1,file=f1,throttle-group=g",
+                 "-device", "virtio-blk-pci,drive=d1,id=v1,share-rw=on", "-blockdev",
+                 "driver=copy-on-read,node-name=d2,file.driver=qcow2,file.node-name=q2,"
+                 f"file.file.driver=file,file.file.filename={path}",
+                 "-device", "virtio-blk-pci,drive=d2,id=v2,share-rw=on", running=True) as vm:
+        for value in (1, 2):
+            need(vm.move_in() == "cor.qcow2\nfiltered.img\n", "what was moved")
+            for node in ("d1", "d2"):
+                vm.io(node, f"write -P {value} 0 1M")
+            vm.move_out()
+            for node in ("d1", "d2"):
+                vm.io(node, f"read -P {value} 0 1M")
+    with Machine("-blockdev", f"driver=copy-on-read,node-name=d,file.driver=file,file.filename={other}",
+                 "-device", "virtio-blk-pci,drive=d,id=v") as vm:
+        vm.find(1, "copy-on-read")
+
+
 def mounts():
     disk("a.img")
     with Machine(*pair(1, "a.img"), running=True) as vm:
@@ -451,7 +475,7 @@ def main():
     os.chdir(sys.argv[1])
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(f) for f in (silent, silent_agent)]
-        for part in (usage, agents, virsh, not_movable, options_are_kept, inline_is_kept, formats, mounts,
+        for part in (usage, agents, virsh, not_movable, options_are_kept, inline_is_kept, formats, filters, mounts,
                      dead_mount):
             print(f"--- {part.__name__}", flush=True)
             part()

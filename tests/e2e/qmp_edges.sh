@@ -9,4 +9,4 @@ mount_fs --source-lock=off
 timeout 60 "$fleecefs" "$tmp/source2" "$tmp/mnt2" --fleece-dir="$tmp/fleece2" --source-lock=off </dev/null
 DAEMON2=$(daemons " $tmp/mnt2 ")
 export DAEMON2
-timeout 150 python3 "$here/qmp_edges.py" "$tmp"
+timeout 250 python3 "$here/qmp_edges.py" "$tmp"
