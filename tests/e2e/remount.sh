@@ -133,7 +133,7 @@ clean() {
 	umount "$storage"
 	mount_storage
 	: >"$tmp/log"
-	mount_fg
+	mount_fg --log-level=warning
 	right one
 	[ ! -s "$tmp/log" ] || fail "there is nothing to say: $(cat "$tmp/log")"
 	rmdir "$snaps/one"
