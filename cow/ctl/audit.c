@@ -320,7 +320,8 @@ static int look(struct work *w)
 		      0);
 	if (!r)
 		r = check_refs(w);
-	if (!r) {
+	/* libqcow refuses what is marked as corrupt, as a lost view's image is, and rightly */
+	if (!r && !w->v.head.desc.broken) {
 		r = second_opinion(w->v.fd, l->size, &kind);
 		r = r > 0 ? found(w->out, kind, 0, NULL, 0) : r;
 	}
