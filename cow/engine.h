@@ -294,6 +294,9 @@ void old_data_buffer_back(struct ff_store *s, void *buf);
 void old_data_free_buffers(struct ff_store *s);
 
 /* --- preserve.c --- */
+/* What a guest is told when storage that it does not know of fails: hypervisors pause it for ENOSPC
+ * and know EIO; ENOENT or EROFS from a write would mean nothing to anybody. */
+int guest_error(int r);
 /* Waits for the saves of these clusters that are under way. */
 void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count);
 
