@@ -225,7 +225,8 @@ static int frozen_getxattr(struct fs *fs, struct node *node, const char *name, v
 		if (r >= 0 && size > 0 && (size_t)r > size)
 			return -ERANGE;
 		if (r >= 0) {
-			memcpy(buf, value, size ? (size_t)r : 0);
+			if (size > 0)
+				memcpy(buf, value, (size_t)r);
 			*len = (size_t)r;
 			return 0;
 		}
