@@ -6,7 +6,7 @@ import os
 import random
 
 from area import BLOCK, GIB, MIB, TIB, show_size
-from load import DEPTHS, cold_dd, cold_tar
+from load import DEPTHS, cold_dd, tar_frozen
 from table import VALUE, Row, measure
 from works import under_snapshot
 
@@ -14,9 +14,7 @@ from works import under_snapshot
 def read_rows(bench, systems, when, text, target):
     """Reads the frozen file with a cold cache, as backup tools do."""
     def tar_rate(system, row):
-        took, total, ended = cold_tar(system.frozen, bench.patience)
-        if not ended:
-            row.note(system.name, f"stopped after {bench.patience} s")
+        took, total, _ = tar_frozen(bench, system, row)
         return total / MIB / took
     row = Row(f"frozen-{when}-dd-1M", f"frozen read {text}: dd bs=1M", "MiB/s", target=target)
     yield measure(row, systems, bench.rounds,
@@ -115,10 +113,8 @@ def sparse(bench):
               "s", target="<= 1.5", better="lower")
 
     def sample(system):
-        took, total, ended = cold_tar(system.frozen, bench.patience)
-        if not ended:
-            row.note(system.name, f"not ended after {bench.patience} s")
-        elif total < data:
+        took, total, ended = tar_frozen(bench, system, row)
+        if ended and total < data:
             raise AssertionError("tar left data out")
         return took
     with other_disks(bench, "-sparse", sparse_disk(size, data)) as systems:
