@@ -323,8 +323,6 @@ static int set_backing(struct link *l, struct link *newer, const char *path)
 	}
 	if (!target || !name)
 		return -ENOMEM;
-	if (strcmp(name, ff_image_backing(l->img)) == 0)
-		return 0;
 	r = ff_image_set_backing(l->img, name, format);
 	if (r == -ENAMETOOLONG)
 		r = backing_by_symlink(l, target, format);

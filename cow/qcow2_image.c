@@ -100,12 +100,25 @@ int image_new(int dirfd, const char *path, struct ff_image **out)
 	return 0;
 }
 
+/* What cluster 0 says now. */
+static void current_head(const struct ff_image *img, struct qcow2_head *head)
+{
+	*head = (struct qcow2_head){.desc = img->desc};
+	head->desc.broken = img->marked_broken;
+	strcpy(head->backing, img->backing);
+	strcpy(head->format, img->format);
+}
+
 int image_setup(struct ff_image *img, const struct qcow2_head *head, const struct qcow2_layout *l)
 {
 	int r;
 
+	img->backing = strdup(head->backing);
+	if (!img->backing)
+		return -ENOMEM;
+	strcpy(img->format, head->format);
+	img->marked_broken = head->desc.broken;
 	img->l = *l;
-	img->head = *head;
 	img->desc = head->desc;
 	img->next = l->data_first;
 	atomic_init(&img->broken, head->desc.broken);
@@ -173,7 +186,7 @@ static int write_head(struct ff_image *img, const struct qcow2_head *head)
 }
 
 /* The header comes last; a file without one is no qcow2 image. */
-static int write_new(struct ff_image *img)
+static int write_new(struct ff_image *img, const struct qcow2_head *head)
 {
 	int fd, r = image_fd(img, &fd);
 
@@ -184,7 +197,7 @@ static int write_new(struct ff_image *img)
 	if (!r)
 		r = write_first_refcounts(img);
 	if (!r)
-		r = write_head(img, &img->head);
+		r = write_head(img, head);
 	img->pristine = r == 0;
 	return r;
 }
@@ -239,7 +252,7 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
 		return r;
 	}
 	atomic_store(&img->fd, fd);
-	r = write_new(img);
+	r = write_new(img, &head);
 	if (!r)
 		r = give_name(dirfd, path);
 	if (r) {
@@ -277,6 +290,7 @@ void ff_image_free(struct ff_image *img)
 	pthread_cond_destroy(&img->flush_done);
 	free(img->given_back);
 	free(img->path);
+	free(img->backing);
 	free(img->sums_path);
 	free(img);
 }
@@ -341,12 +355,12 @@ uint64_t ff_image_clusters(const struct ff_image *img)
 
 const char *ff_image_backing(const struct ff_image *img)
 {
-	return img->head.backing;
+	return img->backing;
 }
 
 bool ff_image_backing_is_image(const struct ff_image *img)
 {
-	return strcmp(img->head.format, "qcow2") == 0;
+	return strcmp(img->format, "qcow2") == 0;
 }
 
 uint64_t ff_image_allocated(const struct ff_image *img)
@@ -383,30 +397,40 @@ bool ff_image_is_broken(const struct ff_image *img)
 int ff_image_set_backing(struct ff_image *img, const char *backing, const char *format)
 {
 	FF_GUARD(&img->head_lock);
-	struct qcow2_head head = img->head;
-	int r = qcow2_head_set_backing(&head, backing, format);
+	ff_autofree char *copy = strdup(backing ? backing : "");
+	struct qcow2_head head;
+	int r;
 
+	if (!copy)
+		return -ENOMEM;
+	if (strcmp(copy, img->backing) == 0 && strcmp(format ? format : "", img->format) == 0)
+		return 0;
+	current_head(img, &head);
+	r = qcow2_head_set_backing(&head, backing, format);
 	if (!r)
 		r = write_head(img, &head);
-	if (!r)
-		img->head = head;
-	return r;
+	if (r)
+		return r;
+	free(img->backing);
+	img->backing = ff_take_ptr(&copy);
+	strcpy(img->format, head.format);
+	return 0;
 }
 
 int ff_image_set_broken(struct ff_image *img)
 {
 	FF_GUARD(&img->head_lock);
-	struct qcow2_head head = img->head;
+	struct qcow2_head head;
 	int r;
 
 	atomic_store(&img->broken, true);
-	if (head.desc.broken)
+	if (img->marked_broken)
 		return 0;
+	current_head(img, &head);
 	head.desc.broken = true;
 	head.desc.torn = img->desc.torn;
 	r = write_head(img, &head);
-	if (!r)
-		img->head = head;
+	img->marked_broken = r == 0;
 	return r;
 }
 

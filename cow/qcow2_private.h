@@ -37,9 +37,12 @@ struct ff_image {
 	atomic_int sums_fd;      /* the same */
 	atomic_bool unlinked;    /* set under fd_lock, read without */
 
-	pthread_mutex_t head_lock; /* head, and the writing of cluster 0 */
-	struct qcow2_head head;    /* head_lock; what is on disk */
-	atomic_bool broken;        /* false to true, under head_lock; read without */
+	pthread_mutex_t
+	    head_lock; /* the fields up to the empty line, and the writing of cluster 0 */
+	char *backing; /* what is on disk; a head itself is too large for all images */
+	char format[QCOW2_FORMAT_MAX + 1]; /* of the backing file */
+	bool marked_broken;                /* on disk */
+	atomic_bool broken;                /* false to true; read without */
 
 	pthread_mutex_t alloc_lock; /* the fields up to the empty line, refcounts and L1 on disk */
 	struct clustermap blocks;   /* refcount blocks that the refcount table points to */

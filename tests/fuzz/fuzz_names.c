@@ -27,11 +27,13 @@ static bool inside(const char *path)
 static uint64_t named(const char *backing, const char *format)
 {
 	struct fleece_dir dir = {.fd = fuzz_dir()};
-	struct ff_image img = {0};
+	struct qcow2_head head = {0};
+	struct ff_image img = {.backing = head.backing};
 	struct found f = {.img = &img, .dir = &dir};
 
-	if (qcow2_head_set_backing(&img.head, backing, format))
+	if (qcow2_head_set_backing(&head, backing, format))
 		return UINT64_MAX;
+	strcpy(img.format, head.format);
 	return next_named(&f);
 }
 
