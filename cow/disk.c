@@ -223,16 +223,22 @@ static void take_high(struct ff_store *s, _Atomic int *fd, int *out, size_t *n)
 		out[(*n)++] = atomic_exchange(fd, -1);
 }
 
-void disk_unuse(struct ff_disk *d)
+/* What of D is numbered too high, if nobody uses it. */
+static int close_unused(struct ff_disk *d, void *ctx)
 {
 	struct ff_store *s = d->store;
 	int fds[CLOSED_AT_ONCE];
 	size_t n = 0;
 
+	/* A job that nobody waits for any more may use any of them: the next disk that nobody uses
+	 * any more will see to them. */
+	if (atomic_load(&s->late) > 0) {
+		atomic_store(&s->left_open, true);
+		return 0;
+	}
 	pthread_mutex_lock(&s->chain);
 	pthread_mutex_lock(&s->disks_lock);
-	/* A job that nobody waits for any more may use any of them. */
-	if (--d->users == 0 && atomic_load(&s->late) == 0 && atomic_load(&d->top)) {
+	if (d->users == 0 && atomic_load(&d->top)) {
 		take_high(s, &d->path_fd, fds, &n);
 		take_high(s, &d->source_fd, fds, &n);
 		take_high(s, &d->old_fd, fds, &n);
@@ -244,6 +250,23 @@ void disk_unuse(struct ff_disk *d)
 	pthread_mutex_unlock(&s->chain);
 	while (n > 0)
 		close(fds[--n]);
+	return 0;
+}
+
+void disk_unuse(struct ff_disk *d)
+{
+	struct ff_store *s = d->store;
+	bool last;
+
+	pthread_mutex_lock(&s->disks_lock);
+	last = --d->users == 0;
+	pthread_mutex_unlock(&s->disks_lock);
+	if (!last)
+		return;
+	close_unused(d, NULL);
+	if (atomic_load(&s->left_open) && atomic_load(&s->late) == 0 &&
+	    atomic_exchange(&s->left_open, false))
+		disk_each(s, close_unused, NULL);
 }
 
 /* The next descriptor will have the lowest number that is free. */

@@ -177,6 +177,8 @@ struct ff_store {
 	uint64_t next_seq;         /* lock: admin */
 	uint64_t next_drop;        /* lock: admin; for names of dropped snapshots */
 	atomic_uint late;          /* jobs on fleece storage that nobody waits for any more */
+	atomic_uint asking;        /* the same, those that use neither disk nor image */
+	atomic_bool left_open;     /* descriptors were kept that would have been closed, for late */
 	struct guards *guards;     /* NULL: QEMU is not to be kept off the sources */
 	int source_lock_fd;
 	atomic_bool pulsing; /* the time is being written; who set it owns the next three */

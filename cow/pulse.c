@@ -81,7 +81,7 @@ void ff_store_pulse(struct ff_store *s)
 {
 	if (!has_snapshots(s) || atomic_exchange(&s->pulsing, true))
 		return;
-	if (late_run(pulse_job, s, 0, &s->late) == -EAGAIN)
+	if (late_run(pulse_job, s, 0, &s->asking) == -EAGAIN)
 		atomic_store(&s->pulsing, false);
 }
 

@@ -163,7 +163,7 @@ void space_begin(struct ff_store *s)
 void space_look(struct ff_store *s, struct ff_store_status *out)
 {
 	if (!atomic_exchange(&s->space_asking, true) &&
-	    late_run(ask_available, s, ANSWER_SECONDS, &s->late) == -EAGAIN)
+	    late_run(ask_available, s, ANSWER_SECONDS, &s->asking) == -EAGAIN)
 		ask_available(s);
 	FF_GUARD(&s->space_lock);
 	measure_growth(s);

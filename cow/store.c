@@ -310,9 +310,10 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 /* Jobs that hang on fleece storage still use the store: give them some time. */
 static bool all_ended(struct ff_store *s)
 {
-	for (int i = 0; i < LATE_WAIT_MS && atomic_load(&s->late) > 0; i++)
+	for (int i = 0; i < LATE_WAIT_MS && atomic_load(&s->late) + atomic_load(&s->asking) > 0;
+	     i++)
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-	return atomic_load(&s->late) == 0;
+	return atomic_load(&s->late) + atomic_load(&s->asking) == 0;
 }
 
 int ff_store_close(struct ff_store *store)
