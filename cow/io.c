@@ -45,28 +45,17 @@ int io_pread(int fd, void *buf, size_t len, uint64_t off, size_t *got)
 
 int io_pread_once(int fd, void *buf, size_t len, uint64_t off, size_t *got)
 {
-	size_t done = 0;
+	struct iovec iov = {buf, len};
+	ssize_t n = preadv2(fd, &iov, 1, (off_t)off, RWF_DONTCACHE);
+	size_t done = n > 0 ? (size_t)n : 0;
+	int r = 0;
 
-	while (done < len) {
-		struct iovec iov = {(char *)buf + done, len - done};
-		ssize_t n = preadv2(fd, &iov, 1, (off_t)(off + done), RWF_DONTCACHE);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EOPNOTSUPP) {
-			int r = io_pread(fd, iov.iov_base, iov.iov_len, off + done, got);
-
-			*got += r ? 0 : done;
-			return r;
-		}
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			break;
-		done += (size_t)n;
-	}
-	*got = done;
-	return 0;
+	*got = 0;
+	/* not for this filesystem, interrupted, an error, or the end of the file */
+	if (done < len)
+		r = io_pread(fd, (char *)buf + done, len - done, off + done, got);
+	*got += done;
+	return r;
 }
 
 int io_pread_full(int fd, void *buf, size_t len, uint64_t off)
