@@ -7,8 +7,8 @@
  * Against floods: of lines made from one format, which differ in names alone, as many as BURST are
  * written in a window of WINDOW_S seconds, from the first of them on. The rest is counted, and the
  * number is said when the window is over: by the next line of that format, or by ff_log_pulse(). A
- * few formats are kept in mind at a time; one that is not (its place was taken) begins anew. What
- * is written for debugging is not held back.
+ * few formats are kept in mind at a time; one that is not (its place was taken) begins anew. Who
+ * asks for lines for debugging wants all: then none is held back.
  */
 #include "ff_log.h"
 
@@ -144,7 +144,7 @@ void ff_log(enum ff_log_level level, const char *fmt, ...)
 	for (char *p = line; *p; p++)
 		if ((unsigned char)*p < ' ' || *p == 0x7f)
 			*p = '?';
-	if (level == FF_LOG_DEBUG || admit(level, fmt, line))
+	if (threshold == FF_LOG_DEBUG || admit(level, fmt, line))
 		write_line(level, line);
 	errno = saved;
 }

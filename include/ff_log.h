@@ -1,7 +1,8 @@
 /*
  * Logging. Lines go to stderr (in the foreground, and until a background mount is ready) or to
  * syslog(3), facility daemon. Thread-safe; a line is written whole. errno is preserved. Of many
- * lines with the same FMT within seconds the first are written, and then how many were left out.
+ * lines with the same FMT within seconds the first are written, and then how many were left out;
+ * all, if those for debugging are shown.
  */
 #ifndef FF_LOG_H
 #define FF_LOG_H

@@ -263,6 +263,7 @@ int main(int argc, char **argv)
 	printf("seed %lu\n", seed);
 	fflush(stdout);
 	t.rng.s = seed;
+	ff_log_threshold(FF_LOG_DEBUG); /* each line is looked for */
 	log_fd = memfd_create("log", MFD_CLOEXEC);
 	real_stderr = fcntl(2, F_DUPFD_CLOEXEC, 10);
 	FUZZ_CHECK(log_fd >= 0 && real_stderr >= 0);
