@@ -58,6 +58,18 @@ struct fleece_dir {
 	struct link *_Atomic notable;   /* links with something to tell: see stats.c */
 };
 
+/* Keeps a snapshot from being dropped: see ff_snap_hold(). */
+struct ff_hold {
+	struct ff_snap *snap; /* a reference */
+	bool flushed;         /* lock: snap->lock */
+};
+
+/* XXH128 of a frozen disk, once it was computed. */
+struct digest {
+	bool known;
+	uint8_t bytes[16];
+};
+
 /* The image of one disk in one snapshot. Made by freeze or recovery, linked into the disk's chain
  * while the barrier is closed, freed after it was taken out and no reader or writer can hold it. */
 struct link {
@@ -147,6 +159,7 @@ struct ff_snap {
 	unsigned readers;           /* open */
 	unsigned unflushed_readers; /* open, and no descriptor of theirs was closed yet */
 	unsigned looks;             /* at its state: a drop waits, they are short */
+	struct digest *digests;     /* by the tree's disk number; NULL until one is known */
 	bool dropped;
 };
 
@@ -309,6 +322,10 @@ struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq);
 void snap_publish(struct ff_snap *snap);
 void snap_set_name(struct ff_snap *snap, char *name);
 bool snap_name_valid(const char *name);
+/* Begins a hold. The caller has snap->lock, and has seen that it is not dropped. */
+void hold_begin(struct ff_hold *hold, struct ff_snap *snap);
+/* Ends it, and gives the reference back. */
+void hold_end(struct ff_hold *hold);
 int drop_snap(struct ff_snap *snap);
 /* Takes one out again that was never shown. False: storage takes no change of it, so that it would
  * be a snapshot again after the next mount; all is as it was, and it must go on being right. */

@@ -38,10 +38,9 @@ enum {
 _Static_assert(PIECE / 4096 <= OWNERS_MAX, "a piece of the smallest clusters");
 
 struct ff_reader {
-	struct ff_snap *snap;
+	struct ff_hold hold;
 	const struct ff_frozen *inode;
-	struct link *link;         /* kept in its chain by snap->readers */
-	bool flushed;              /* lock: snap->lock */
+	struct link *link;         /* kept in its chain by the hold */
 	pthread_mutex_t kept_lock; /* the following, a leaf */
 	struct link *kept_of;
 	uint64_t kept_cluster;
@@ -66,42 +65,29 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	rd = calloc(1, sizeof *rd);
 	if (!rd)
 		return -ENOMEM;
-	rd->snap = ff_snap_ref(snap);
 	rd->inode = f;
 	rd->link = l;
 	pthread_mutex_init(&rd->kept_lock, NULL);
 	disk_use(l->disk);
-	snap->readers++;
-	snap->unflushed_readers++;
+	hold_begin(&rd->hold, snap);
 	*out = rd;
 	return 0;
 }
 
 void ff_reader_flushed(struct ff_reader *rd)
 {
-	FF_GUARD(&rd->snap->lock);
-	if (!rd->flushed) {
-		rd->flushed = true;
-		rd->snap->unflushed_readers--;
-		pthread_cond_broadcast(&rd->snap->idle);
-	}
+	ff_hold_flushed(&rd->hold);
 }
 
 void ff_reader_close(struct ff_reader *rd)
 {
-	struct ff_snap *snap = rd->snap;
-
 	ff_reader_flushed(rd);
 	disk_unuse(rd->link->disk); /* which the link keeps, as this reader does the link */
-	disk_make_room(snap->store, rd->link->disk);
-	pthread_mutex_lock(&snap->lock);
-	snap->readers--;
-	pthread_cond_broadcast(&snap->idle);
-	pthread_mutex_unlock(&snap->lock);
+	disk_make_room(rd->hold.snap->store, rd->link->disk);
+	hold_end(&rd->hold);
 	pthread_mutex_destroy(&rd->kept_lock);
 	free(rd->kept);
 	free(rd);
-	ff_snap_put(snap);
 }
 
 /* A piece: bytes [from, to) of the disk, to BUF, in COUNT clusters from FIRST on. */
@@ -263,7 +249,7 @@ static int read_piece(struct ff_reader *rd, uint64_t from, uint64_t to, char *bu
 int ff_reader_read(struct ff_reader *rd, void *buf, size_t len, off_t off, size_t *got)
 {
 	uint64_t size = (uint64_t)rd->inode->st.st_size, from = (uint64_t)off, to;
-	struct barrier *reads = rd->snap->store->reads;
+	struct barrier *reads = rd->hold.snap->store->reads;
 	int r = 0;
 
 	if (off < 0)
@@ -360,7 +346,7 @@ static int seek_step(struct ff_reader *rd, uint64_t at, uint64_t size, int whenc
 int ff_reader_seek(struct ff_reader *rd, off_t off, int whence, off_t *out)
 {
 	uint64_t size = (uint64_t)rd->inode->st.st_size, at = (uint64_t)off, end, found;
-	struct barrier *reads = rd->snap->store->reads;
+	struct barrier *reads = rd->hold.snap->store->reads;
 	int r;
 
 	if (whence != SEEK_DATA && whence != SEEK_HOLE)

@@ -55,6 +55,7 @@ void snap_free_memory(struct ff_snap *snap)
 {
 	tree_free(snap->tree);
 	free(snap->links);
+	free(snap->digests);
 	free(snap->name);
 	pthread_mutex_destroy(&snap->lock);
 	pthread_cond_destroy(&snap->idle);
@@ -94,6 +95,65 @@ void ff_snap_put(struct ff_snap *snap)
 {
 	if (atomic_fetch_sub(&snap->refs, 1) == 1)
 		snap_free_memory(snap);
+}
+
+void hold_begin(struct ff_hold *hold, struct ff_snap *snap)
+{
+	*hold = (struct ff_hold){.snap = ff_snap_ref(snap)};
+	snap->readers++;
+	snap->unflushed_readers++;
+}
+
+void ff_hold_flushed(struct ff_hold *hold)
+{
+	FF_GUARD(&hold->snap->lock);
+	if (!hold->flushed) {
+		hold->flushed = true;
+		hold->snap->unflushed_readers--;
+		pthread_cond_broadcast(&hold->snap->idle);
+	}
+}
+
+void hold_end(struct ff_hold *hold)
+{
+	struct ff_snap *snap = hold->snap;
+
+	ff_hold_flushed(hold);
+	pthread_mutex_lock(&snap->lock);
+	snap->readers--;
+	pthread_cond_broadcast(&snap->idle);
+	pthread_mutex_unlock(&snap->lock);
+	ff_snap_put(snap);
+}
+
+int ff_snap_hold(struct ff_snap *snap, struct ff_hold **out)
+{
+	struct ff_hold *hold = malloc(sizeof *hold);
+
+	if (!hold)
+		return -ENOMEM;
+	FF_GUARD(&snap->lock);
+	if (snap->dropped) {
+		free(hold);
+		return -ESTALE;
+	}
+	hold_begin(hold, snap);
+	*out = hold;
+	return 0;
+}
+
+void ff_hold_release(struct ff_hold *hold)
+{
+	hold_end(hold);
+	free(hold);
+}
+
+bool ff_snap_dropped(const struct ff_snap *snap)
+{
+	struct ff_snap *s = (struct ff_snap *)snap; /* only the lock is taken */
+
+	FF_GUARD(&s->lock);
+	return s->dropped;
 }
 
 int ff_snap_each(struct ff_store *store, int (*fn)(void *ctx, const char *name), void *ctx)

@@ -217,6 +217,23 @@ int ff_reader_seek(struct ff_reader *reader, off_t off, int whence, off_t *out);
 void ff_reader_flushed(struct ff_reader *reader);
 void ff_reader_close(struct ff_reader *reader);
 
+/* Keeps a snapshot from being dropped as an open reader does, for an open file that is made up from
+ * several disks, or from what is known of them. -ESTALE: it was dropped. FLUSHED: a descriptor of
+ * the file was closed by its user. */
+struct ff_hold;
+int ff_snap_hold(struct ff_snap *snap, struct ff_hold **out);
+void ff_hold_flushed(struct ff_hold *hold);
+void ff_hold_release(struct ff_hold *hold);
+
+/* Has it been dropped? Once true it stays so. */
+bool ff_snap_dropped(const struct ff_snap *snap);
+
+/* The XXH128 of a frozen regular file, in the canonical order of its bytes. Reads it unless that
+ * was done before; STOP is asked now and then whether to give up (-EINTR). -EIO: see
+ * ff_reader_open(). */
+int ff_frozen_digest(struct ff_snap *snap, const struct ff_frozen *f, bool (*stop)(void *ctx),
+                     void *ctx, uint8_t out[16]);
+
 /* --- what happens
  * --------------------------------------------------------------------------------- Looks at the
  * store while it works. Nothing here takes a lock that a guest's write could wait for longer than
