@@ -112,9 +112,8 @@ static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_dat
 
 static void reply_attr(fuse_req_t req, struct node *n, struct handle *h)
 {
-	bool frozen = n->ops == &frozen_node_ops;
 	struct fs *fs = dispatch_fs(req);
-	double timeout = frozen ? FS_FROZEN_TIMEOUT : fs->uncached ? 0 : FS_LIVE_TIMEOUT;
+	double timeout = n->ops->lasting ? FS_FROZEN_TIMEOUT : fs->uncached ? 0 : FS_LIVE_TIMEOUT;
 	struct stat st;
 	int r = n->ops->getattr(fs, n, h, &st);
 
@@ -262,15 +261,18 @@ static void *run_task(void *arg)
 		remove_dir(t->req, t->dir, t->name);
 	node_put(t->dir);
 	free(t);
-	pthread_mutex_lock(&fs->tasks_lock);
-	if (--fs->tasks == 0)
-		pthread_cond_broadcast(&fs->tasks_done);
-	pthread_mutex_unlock(&fs->tasks_lock);
+	dispatch_task_ends(fs);
 	return NULL;
 }
 
-/* Starts TASK with all signals blocked: they are for the thread that waits for them. */
-static int start_task(struct fs *fs, struct task *t)
+void dispatch_task_ends(struct fs *fs)
+{
+	FF_GUARD(&fs->tasks_lock);
+	if (--fs->tasks == 0)
+		pthread_cond_broadcast(&fs->tasks_done);
+}
+
+int dispatch_start_task(struct fs *fs, void *(*run)(void *), void *t)
 {
 	sigset_t all, old;
 	pthread_t id;
@@ -281,7 +283,7 @@ static int start_task(struct fs *fs, struct task *t)
 	pthread_mutex_unlock(&fs->tasks_lock);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&id, NULL, run_task, t);
+	r = pthread_create(&id, NULL, run, t);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (r == 0) {
 		pthread_detach(id);
@@ -302,7 +304,7 @@ static void slowly(fuse_req_t req, struct node *dir, const char *name, bool make
 	if (t) {
 		*t = (struct task){req, node_ref(dir), make, mode, dispatch_caller(req)};
 		memcpy(t->name, name, len);
-		r = start_task(dispatch_fs(req), t);
+		r = dispatch_start_task(dispatch_fs(req), run_task, t);
 	}
 	if (r == 0)
 		return;

@@ -11,10 +11,15 @@
 /* The whole table; the session's user data is the struct fs. */
 struct fuse_lowlevel_ops dispatch_ops(void);
 
-/* Waits until no thread makes or drops a snapshot any more. */
+/* Waits until no thread makes or drops a snapshot, or reads for long, any more. */
 void dispatch_wait_tasks(struct fs *fs);
 
 /* --- between the parts of dispatch --- */
+
+/* Runs RUN(TASK) in a thread with all signals blocked: they are for the thread that waits for them.
+ * The thread's last access to FS is dispatch_task_ends(). */
+int dispatch_start_task(struct fs *fs, void *(*run)(void *), void *task);
+void dispatch_task_ends(struct fs *fs);
 
 void dispatch_add_file_ops(struct fuse_lowlevel_ops *ops);
 void dispatch_add_dir_ops(struct fuse_lowlevel_ops *ops);

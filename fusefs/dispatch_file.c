@@ -140,6 +140,55 @@ static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fu
 }
 #endif
 
+/* --- a read that may take long, in a thread of its own --- */
+
+struct long_read {
+	fuse_req_t req;
+	struct handle *h; /* which the kernel does not release before the reply */
+	size_t size;
+	off_t off;
+};
+
+/* Does the reader not wait any more, or does the mount end? */
+static bool is_given_up(void *req)
+{
+	return fuse_req_interrupted(req) || fuse_session_exited(dispatch_fs(req)->se);
+}
+
+static void *run_long_read(void *arg)
+{
+	struct long_read *t = arg;
+	struct fs *fs = dispatch_fs(t->req);
+	ff_autofree char *buf = malloc(t->size + 1);
+	size_t got = 0;
+	int r = -ENOMEM;
+
+	if (buf)
+		r = t->h->ops->read_long(t->h, buf, t->size, t->off, &got, is_given_up, t->req);
+	if (r < 0)
+		dispatch_reply_err(t->req, r);
+	else
+		fuse_reply_buf(t->req, buf, got);
+	free(t);
+	dispatch_task_ends(fs);
+	return NULL;
+}
+
+static void read_for_long(fuse_req_t req, struct handle *h, size_t size, off_t off)
+{
+	struct long_read *t = malloc(sizeof *t);
+	int r = -ENOMEM;
+
+	if (t) {
+		*t = (struct long_read){req, h, size, off};
+		r = dispatch_start_task(dispatch_fs(req), run_long_read, t);
+	}
+	if (r < 0) {
+		free(t);
+		dispatch_reply_err(req, r);
+	}
+}
+
 static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
                     struct fuse_file_info *fi)
 {
@@ -157,7 +206,9 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		r = -ENOMEM;
 	else if (h->ops->read)
 		r = h->ops->read(h, buf, size, off, &got);
-	if (r < 0)
+	if (r == -EINPROGRESS && h->ops->read_long)
+		read_for_long(req, h, size, off);
+	else if (r < 0)
 		dispatch_reply_err(req, r);
 	else
 		fuse_reply_buf(req, buf, got);

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "ff_util.h"
+#include "fusefs/derived.h"
 #include "fusefs/fs.h"
 #include "fusefs/inode.h"
 
@@ -51,6 +52,8 @@ static int frozen_lookup(struct fs *fs, struct node *dir, const char *name, stru
 	const struct ff_frozen *f;
 	int r = ff_frozen_lookup(dir->snap, dir->frozen, name, &f);
 
+	if (r == -ENOENT && dir->frozen == ff_snap_root(dir->snap))
+		return derived_lookup(fs, dir->snap, name, out);
 	return r < 0 ? r : frozen_entry(fs, ff_snap_ref(dir->snap), f, out);
 }
 
@@ -259,6 +262,7 @@ static int frozen_listxattr(struct fs *fs, struct node *node, char *buf, size_t 
 
 const struct node_ops frozen_node_ops = {
     .denied = -EROFS,
+    .lasting = true,
     .lookup = frozen_lookup,
     .getattr = frozen_getattr,
     .readlink = frozen_readlink,

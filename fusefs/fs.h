@@ -64,7 +64,7 @@ struct fs {
 
 	pthread_mutex_t tasks_lock;
 	pthread_cond_t tasks_done; /* tasks became 0 */
-	unsigned tasks;            /* tasks_lock; threads that make or drop a snapshot */
+	unsigned tasks; /* tasks_lock; threads that make or drop a snapshot, or read for long */
 
 	pthread_mutex_t snapdir_lock;
 	struct stat snapdir_attr; /* snapdir_lock; mode and owner */
@@ -133,6 +133,7 @@ struct node_ops {
 	                size_t size, int flags, const struct caller *who);
 	int (*removexattr)(struct fs *fs, struct node *node, const char *name);
 
+	bool lasting; /* nothing of a node changes but by the renaming of its snapshot */
 	bool slow; /* mkdir and rmdir may take seconds: dispatch.c gives them a thread of their own
 	            */
 };
@@ -147,7 +148,12 @@ struct dir_item {
 
 /* One kind of open file. */
 struct handle_ops {
+	/* -EINPROGRESS: read_long() has to prepare something first. */
 	int (*read)(struct handle *h, void *buf, size_t size, off_t off, size_t *got);
+	/* May take as long as it likes, in a thread of its own; asks STOP now and then whether to
+	 * give up, with -EINTR. */
+	int (*read_long)(struct handle *h, void *buf, size_t size, off_t off, size_t *got,
+	                 bool (*stop)(void *ctx), void *ctx);
 	/* FLAGS: those of the open file now. WHO: NULL for the page cache's own writing back. */
 	int (*write)(struct handle *h, const void *buf, size_t size, off_t off, int flags,
 	             const struct caller *who, size_t *done);

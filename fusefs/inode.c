@@ -10,6 +10,7 @@
  *            being freed, hence the number from being given to another file.
  *   frozen   the addresses of the snapshot and of its inode. The reference held by the node keeps
  *            both from being freed. A new snapshot under an old name is another object.
+ *   derived  of a snapshot as well: its kind, and addresses that its snapshot keeps: see derived.h
  *   the directory of snapshots   there is one, pinned; .fleecefs and its files likewise, key: which
  *
  * States: in the table (lookups > 0 or pinned) → out of it (lookups 0; users with a reference may
@@ -73,6 +74,8 @@ static void drop_contents(const struct node *n)
 {
 	if (n->fd >= 0)
 		close(n->fd);
+	if (n->made)
+		n->made_free(n->made);
 	if (n->snap)
 		ff_snap_put(n->snap);
 }

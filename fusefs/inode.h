@@ -18,8 +18,10 @@ struct node {
 	uint64_t id;
 	uint64_t key[2]; /* live: device and inode number; frozen: snapshot and inode objects */
 	int fd;          /* live: O_PATH descriptor; else -1 */
-	struct ff_snap *snap; /* frozen: a reference; else NULL */
+	struct ff_snap *snap; /* frozen, derived: a reference; else NULL */
 	const struct ff_frozen *frozen;
+	void *made; /* derived: what it is made up from, freed by made_free; else NULL */
+	void (*made_free)(void *made);
 	bool pinned; /* never forgotten */
 
 	atomic_uint refs; /* one while in the table, one for each node_get() and node_ref() */
@@ -33,8 +35,8 @@ int nodes_create(struct node_table **out);
 void nodes_destroy(struct node_table *t);
 
 /* The node with PROTO's kind and key, made from PROTO if there is none, with one more lookup; the
- * pointer is good until that lookup is forgotten. PROTO's fd and snap are taken over or given back,
- * also on failure. */
+ * pointer is good until that lookup is forgotten. PROTO's fd, snap and made are taken over or given
+ * back, also on failure. */
 int node_enter(struct node_table *t, const struct node *proto, struct node **out);
 
 /* The node with this id and a reference to it, or NULL. */
