@@ -295,8 +295,12 @@ int lost_record(struct link *l, bool hangs);
 int lost_settled(struct ff_disk *d);
 /* The link is about to go. */
 void lost_forget(struct link *l);
-/* At open, when chains are made: breaks the views that notes tell of. */
-int lost_recall(struct ff_store *s);
+/* Notes that the view which the disk's image SEQ is of is lost. */
+int lost_note(struct ff_store *s, const struct identity *id, uint64_t seq, bool durable);
+/* At open, when chains are made: breaks the views that notes tell of. A note on an image that is
+ * MISSING, but whose snapshot is there, is kept. */
+int lost_recall(struct ff_store *s,
+                bool (*missing)(void *ctx, const struct identity *id, uint64_t seq), void *ctx);
 
 /* --- old_data.c --- */
 /* Reads old data for a save, into memory aligned as O_DIRECT wants it. DIRECT: the change that asks

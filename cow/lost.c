@@ -19,6 +19,10 @@
  *                                                                      → unrecorded → recorded
  * Writers that rely on a loss wait while any is being recorded, and go on when none is unrecorded.
  *
+ * An image that is not there, or cannot be read, when a mount begins may be there again at a later
+ * one, and knows nothing of what was changed meanwhile. So it gets a note, too, before the first
+ * change, which stays for as long as its snapshot.
+ *
  * Storage that hangs is not waited for: the note is written at once, and the header by a job that
  * ends when the storage answers, and then removes the note. A note that stays is found by the next
  * mount, which puts it into the header.
@@ -38,30 +42,33 @@
 
 enum { NOTE_MAX = 160 };
 
-/* The note's path below SOURCE. */
-static void note_path(const struct link *l, char out[NOTE_MAX])
+/* The path below SOURCE of the note on the image SEQ of a disk. */
+static void note_path(const struct ff_store *s, const struct identity *id, uint64_t seq,
+                      char out[NOTE_MAX])
 {
-	const struct ff_disk *d = l->disk;
-
-	snprintf(out, NOTE_MAX, "%s" NOTE "%llx-%llx-%llx-%x", d->store->aside_path,
-	         (unsigned long long)ff_image_desc(l->img)->seq, (unsigned long long)d->id.ino,
-	         (unsigned long long)d->id.btime_sec, d->id.btime_nsec);
+	snprintf(out, NOTE_MAX, "%s" NOTE "%llx-%llx-%llx-%x", s->aside_path,
+	         (unsigned long long)seq, (unsigned long long)id->ino,
+	         (unsigned long long)id->btime_sec, id->btime_nsec);
 }
 
-static int write_note(struct link *l)
+int lost_note(struct ff_store *s, const struct identity *id, uint64_t seq, bool durable)
 {
-	struct ff_store *s = l->disk->store;
-	bool durable = atomic_load(&l->disk->durable);
 	ff_autoclose int dir = -1, fd = -1;
 	char path[NOTE_MAX];
 	int r = aside_open(s, durable, &dir);
 
-	note_path(l, path);
+	note_path(s, id, seq, path);
 	if (!r)
 		r = io_openat(dir, strrchr(path, '/') + 1, O_WRONLY | O_CREAT | O_NOFOLLOW, 0600,
 		              &fd);
-	if (!r && durable)
-		r = io_fsync(dir);
+	return !r && durable ? io_fsync(dir) : r;
+}
+
+static int write_note(struct link *l)
+{
+	int r = lost_note(l->disk->store, &l->disk->id, ff_image_desc(l->img)->seq,
+	                  atomic_load(&l->disk->durable));
+
 	if (!r)
 		atomic_store(&l->noted, true);
 	return r;
@@ -75,7 +82,7 @@ static void remove_note(struct link *l)
 
 	if (!atomic_exchange(&l->noted, false))
 		return;
-	note_path(l, path);
+	note_path(s, &l->disk->id, ff_image_desc(l->img)->seq, path);
 	r = io_unlinkat(s->source_fd, path, 0);
 	if (r && r != -ENOENT)
 		ff_warning("%s/%s: cannot delete: %s", s->source_path, path, strerror(-r));
@@ -209,19 +216,26 @@ void lost_forget(struct link *l)
 	l->unrecorded = false;
 }
 
-/* The link that a note is about, or NULL. */
-static struct link *noted_link(struct ff_store *s, const char *name)
+/* What a note is about. False: it is none of ours. */
+static bool parse_note(const char *name, struct identity *id, uint64_t *seq)
 {
-	unsigned long long seq, ino, sec;
-	struct identity id = {.dev = s->source_dev};
+	unsigned long long number, ino, sec;
+
+	if (sscanf(name, "%llx-%llx-%llx-%x", &number, &ino, &sec, &id->btime_nsec) != 4)
+		return false;
+	id->ino = ino;
+	id->btime_sec = (int64_t)sec;
+	*seq = number;
+	return true;
+}
+
+/* The link of the disk's image SEQ, or NULL. */
+static struct link *link_of(struct ff_store *s, const struct identity *id, uint64_t seq)
+{
 	struct ff_disk *d;
 	struct link *l;
 
-	if (sscanf(name, "%llx-%llx-%llx-%x", &seq, &ino, &sec, &id.btime_nsec) != 4)
-		return NULL;
-	id.ino = ino;
-	id.btime_sec = (int64_t)sec;
-	if (disk_find(s, &id, false, &d))
+	if (disk_find(s, id, false, &d))
 		return NULL;
 	for (l = atomic_load(&d->top); l && ff_image_desc(l->img)->seq != seq; l = l->older)
 		;
@@ -229,7 +243,35 @@ static struct link *noted_link(struct ff_store *s, const char *name)
 	return l;
 }
 
-int lost_recall(struct ff_store *s)
+/* Takes notice of the note NAME in the directory DIRFD. */
+static void recall(struct ff_store *s, int dirfd, const char *name, const char *what,
+                   bool (*missing)(void *ctx, const struct identity *id, uint64_t seq), void *ctx)
+{
+	struct identity id = {.dev = s->source_dev};
+	struct link *l = NULL;
+	uint64_t seq;
+	bool ours = parse_note(what, &id, &seq);
+
+	if (ours)
+		l = link_of(s, &id, seq);
+	if (!l && ours && missing(ctx, &id, seq))
+		return;
+	if (!l) {
+		io_unlinkat(dirfd, name, 0);
+		return;
+	}
+	atomic_store(&l->noted, true);
+	atomic_store(&l->why, "old data could not be saved, during an earlier mount");
+	atomic_store(&l->broken, true);
+	stats_notable(l);
+	chain_recount(l->disk);
+	if (write_header(l))
+		ff_warning("%s/%s stays until the view's image can be written", s->aside_path,
+		           name);
+}
+
+int lost_recall(struct ff_store *s,
+                bool (*missing)(void *ctx, const struct identity *id, uint64_t seq), void *ctx)
 {
 	const size_t prefix = strlen(NOTE) - 1;
 	const struct dirent *e;
@@ -246,25 +288,9 @@ int lost_recall(struct ff_store *s)
 		         s->aside_path, strerror(-r));
 		return r;
 	}
-	while (!(r = io_readdir(dir, &e)) && e) {
-		struct link *l;
-
-		if (strncmp(e->d_name, NOTE + 1, prefix) != 0)
-			continue;
-		l = noted_link(s, e->d_name + prefix);
-		if (!l) {
-			io_unlinkat(fd, e->d_name, 0);
-			continue;
-		}
-		atomic_store(&l->noted, true);
-		atomic_store(&l->why, "old data could not be saved, during an earlier mount");
-		atomic_store(&l->broken, true);
-		stats_notable(l);
-		chain_recount(l->disk);
-		if (write_header(l))
-			ff_warning("%s/%s stays until the view's image can be written",
-			           s->aside_path, e->d_name);
-	}
+	while (!(r = io_readdir(dir, &e)) && e)
+		if (strncmp(e->d_name, NOTE + 1, prefix) == 0)
+			recall(s, fd, e->d_name, e->d_name + prefix, missing, ctx);
 	closedir(dir);
 	return r;
 }

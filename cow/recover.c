@@ -9,7 +9,8 @@
  *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in
  *      the newest image's header, else aside, else by looking through all of SOURCE.
  *   4. Judge by how the last mount ended: changed behind the mount's back, torn by a power loss, or
- *      L2 entries that are not those of a clean end, breaks views, in the images' headers.
+ *      L2 entries that are not those of a clean end, breaks views, in the images' headers. What has
+ *      no image gets a note (lost.c), lest it be taken for whole when the image comes back.
  *   5. Publish; begin the new session; collect what no snapshot needs; put backing names right.
  *      Not before: what is done here changes the disks that step 4 judges (their ctime).
  *
@@ -305,6 +306,45 @@ static int take_disks(struct recovery *rc)
 	return r;
 }
 
+/* Is this the image of a visible snapshot that is in no chain? rc->found is in order. */
+static bool is_missing(void *ctx, const struct identity *id, uint64_t seq)
+{
+	const struct recovery *rc = ctx;
+	const struct found key = {id->ino, id->btime_sec, id->btime_nsec, seq};
+	const struct found *f = rc->found, *end = f + rc->count;
+
+	if (rc->count)
+		f = bsearch(&key, f, rc->count, sizeof key, by_disk_and_age);
+	while (f && f > rc->found && by_disk_and_age(f - 1, &key) == 0)
+		f--;
+	for (; f && f < end && by_disk_and_age(f, &key) == 0; f++)
+		if (f->snap && !f->linked)
+			return true;
+	return false;
+}
+
+/* Images that are in no chain do not see what happens from here on: see lost.c. */
+static int note_missing(struct recovery *rc)
+{
+	struct ff_store *s = rc->store;
+
+	for (size_t i = 0; i < rc->count; i++) {
+		const struct found *f = &rc->found[i];
+		struct identity id = {s->source_dev, f->ino, f->btime_sec, f->btime_nsec};
+		int r = f->snap && !f->linked ? lost_note(s, &id, f->seq, f->snap->durable) : 0;
+
+		if (r) {
+			ff_error("%s/%s: that the view of a disk (inode %llu) is lost can be "
+			         "recorded neither there nor in %s/%s (%s): make the latter "
+			         "writable, or move the former away",
+			         s->fleece_path, f->dir->name, (unsigned long long)f->ino,
+			         s->source_path, s->aside_path, strerror(-r));
+			return r;
+		}
+	}
+	return 0;
+}
+
 static int set_backings(struct ff_disk *d, void *ctx)
 {
 	struct link *newer = NULL;
@@ -352,7 +392,9 @@ int recover(struct ff_store *s)
 	if (!r)
 		r = take_disks(&rc);
 	if (!r)
-		r = lost_recall(s);
+		r = note_missing(&rc);
+	if (!r)
+		r = lost_recall(s, is_missing, &rc);
 	if (!r)
 		r = session_begin(s);
 	if (!r) {

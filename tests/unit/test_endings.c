@@ -333,3 +333,67 @@ Test(endings, a_daemon_that_lived_accounts_for_its_changes)
 	kill_and_change(0, false);
 	five_expect(0);
 }
+
+/* An image that cannot be read at one mount, and can at a later one, did not see what was changed
+ * in between. HOW the mount without it ends. */
+static void come_back(bool killed, bool another)
+{
+	pid_t pid = 0;
+	int status;
+
+	five_freeze(0);
+	five_freeze(1);
+	five_change(0, 20000, 3);
+	five_give_back();
+	fixture_close(&fx);
+	five_shell("mv $F/s1/disk-fleece-2.qcow2 $F/away");
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	if (killed)
+		pid = fork();
+	if (pid == 0) {
+		fixture_open(&fx);
+		disk_fd = live_open(&fx, "disk", &disk);
+		cr_assert_eq(frozen_error(&fx, "s1", "disk"), -EIO);
+		five_change(100000, 50000, 4);
+		if (another)
+			five_freeze(2);
+		five_change(200000, 50000, 5);
+		if (killed)
+			_exit(0);
+		five_give_back();
+		fixture_close(&fx);
+	} else {
+		cr_assert_eq(waitpid(pid, &status, 0), pid);
+		cr_assert_eq(status, 0);
+	}
+	five_shell("mv $F/away $F/s1/disk-fleece-2.qcow2");
+	for (int i = 0; i < 2; i++) {
+		fixture_open(&fx);
+		cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO);
+		cr_assert_eq(frozen_error(&fx, "s1", "disk"), -EIO);
+		if (another && !killed)
+			five_expect(2);
+		fixture_close(&fx);
+	}
+	fixture_open(&fx);
+}
+
+Test(endings, an_image_that_comes_back_after_a_clean_end)
+{
+	come_back(false, false);
+}
+
+Test(endings, an_image_that_comes_back_beside_another_snapshot)
+{
+	come_back(false, true);
+}
+
+Test(endings, an_image_that_comes_back_after_a_kill)
+{
+	come_back(true, false);
+}
+
+Test(endings, an_image_that_comes_back_after_a_kill_beside_another_snapshot)
+{
+	come_back(true, true);
+}
