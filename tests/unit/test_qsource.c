@@ -1,0 +1,525 @@
+/*
+ * The decoder of guests' qcow2 images against qemu-img, and where libqcow reads right against that:
+ * over images of all kinds that QEMU makes.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+#include <libqcow.h>
+
+#include "cow/qsource/names.h"
+#include "ff_util.h"
+#include "guestimg.h"
+
+TestSuite(qsource, .timeout = 300);
+
+/* How an image is made: raw.img, of SIZE bytes, is there and becomes disk.qcow2, or the commands
+ * do all. */
+struct way {
+	const char *name;
+	uint64_t size;
+	const char *options; /* of qemu-img convert */
+	const char *commands;
+	bool libqcow; /* reads it right */
+};
+
+#define IO(cmds)  "qemu-io -f qcow2 " cmds " disk.qcow2;"
+#define MIX       IO("-c 'write -P 7 60k 100k' -c 'write -P 9 1m 3k'")
+#define ZEROS     IO("-c 'write -z 128k 300k' -c 'write -z -u 1m 200k' -c 'write -P 3 300k 5k'")
+#define DISCARD   IO("-c 'discard 256k 512k' -c 'discard 2m 64k' -c 'write -P 8 2m 1k'")
+#define OVER(fmt) "qemu-img create -q -f qcow2 -b base.img -F " fmt " "
+#define ODD       (3 * 1048576 + 512 * 7)
+#define BIG       (9 * 1048576 + 512)
+
+static struct way ways[] = {
+    {"512", ODD, "-o cluster_size=512", MIX, true},
+    {"512 zeros", ODD, "-o cluster_size=512", ZEROS DISCARD MIX},
+    {"1k", ODD, "-o cluster_size=1k", MIX, true},
+    {"4k", ODD, "-o cluster_size=4k", MIX, true},
+    {"4k zeros", ODD, "-o cluster_size=4k", ZEROS MIX DISCARD},
+    {"64k", ODD, "", MIX, true},
+    {"64k zeros", ODD, "", ZEROS MIX DISCARD},
+    {"256k", BIG, "-o cluster_size=256k", MIX},
+    {"1m zeros", BIG, "-o cluster_size=1m", ZEROS},
+    {"2m", BIG, "-o cluster_size=2m", MIX},
+    {"2m zeros", BIG, "-o cluster_size=2m", ZEROS MIX},
+    {"v2 512", ODD, "-o compat=0.10,cluster_size=512", MIX, true},
+    {"v2", ODD, "-o compat=0.10", MIX DISCARD},
+    {"v2 2m", BIG, "-o compat=0.10,cluster_size=2m", MIX},
+    {"v2 packed", ODD, "-c -o compat=0.10", MIX},
+    {"zlib 512", ODD, "-c -o cluster_size=512", MIX},
+    {"zlib 4k", ODD, "-c -o cluster_size=4k", "", true},
+    {"zlib", ODD, "-c", MIX ZEROS},
+    {"zlib 2m", BIG, "-c -o cluster_size=2m", ""},
+    {"zstd 512", ODD, "-c -o compression_type=zstd,cluster_size=512", MIX},
+    {"zstd", ODD, "-c -o compression_type=zstd", MIX ZEROS DISCARD},
+    {"zstd 2m", BIG, "-c -o compression_type=zstd,cluster_size=2m", ""},
+    {"written packed", ODD, NULL,
+     "qemu-img create -f qcow2 disk.qcow2 3m;" IO(
+         "-c 'write -c -P 5 128k 64k' -c 'write -c -P 6 1m 64k'")},
+    {"subclusters", ODD, "-o extended_l2=on", MIX ZEROS DISCARD},
+    {"subclusters 16k", ODD, "-o extended_l2=on,cluster_size=16k", MIX ZEROS},
+    {"subclusters 2m", BIG, "-o extended_l2=on,cluster_size=2m", ZEROS MIX},
+    {"subclusters zstd", ODD, "-c -o extended_l2=on,compression_type=zstd", MIX ZEROS},
+    {"lazy refcounts", ODD, "-o lazy_refcounts=on", MIX, true},
+    {"dirty", ODD, "-o lazy_refcounts=on",
+     "qemu-io -c 'write -P 7 60k 100k' -c 'flush' -c 'abort' disk.qcow2; true", true},
+    {"refcounts of 1", ODD, "-o refcount_bits=1", MIX, true},
+    {"refcounts of 64", ODD, "-o refcount_bits=64", MIX, true},
+    {"metadata", BIG, NULL,
+     "qemu-img create -f qcow2 -o preallocation=metadata disk.qcow2 9m;" MIX},
+    {"falloc", BIG, NULL, "qemu-img create -f qcow2 -o preallocation=falloc disk.qcow2 9m;" MIX},
+    {"full", ODD, NULL, "qemu-img create -f qcow2 -o preallocation=full disk.qcow2 3m;" MIX},
+    {"metadata, subclusters", BIG, NULL,
+     "qemu-img create -f qcow2 -o preallocation=metadata,extended_l2=on disk.qcow2 9m;" MIX ZEROS},
+    {"empty", ODD, NULL, "qemu-img create -f qcow2 disk.qcow2 10m", true},
+    {"none at all", ODD, NULL, "qemu-img create -f qcow2 disk.qcow2 0"},
+    {"one sector", ODD, NULL,
+     "qemu-img create -f qcow2 disk.qcow2 512; qemu-io -c 'write -P 1 0 512' disk.qcow2"},
+    {"bitmaps", ODD, "",
+     "qemu-img bitmap --add disk.qcow2 b; qemu-img bitmap --add -g 64k disk.qcow2 c;" MIX, true},
+    {"snapshots", ODD, "",
+     MIX "qemu-img snapshot -c one disk.qcow2;" ZEROS
+         "qemu-img snapshot -c two disk.qcow2;" IO("-c 'write -P 1 0 2m'")},
+    {"snapshot applied", ODD, "-o cluster_size=4k",
+     "qemu-img snapshot -c one disk.qcow2;" MIX ZEROS
+     "qemu-img snapshot -a one disk.qcow2;" IO("-c 'write -P 1 2m 9k'")},
+    {"grown", ODD, "", MIX "qemu-img resize disk.qcow2 +5m;" IO("-c 'write -P 2 7m 70k'"), true},
+    {"grown a little", ODD, "", "qemu-img resize disk.qcow2 +512;"},
+    {"shrunk", BIG, "", "qemu-img resize --shrink disk.qcow2 5m;" MIX},
+    {"data file", ODD, "-o data_file=data.raw", MIX ZEROS DISCARD},
+    {"data file, raw", ODD, "-o data_file=data.raw,data_file_raw=on", MIX ZEROS},
+    {"data file, subclusters", ODD, "-o data_file=data.raw,extended_l2=on", MIX ZEROS},
+    {"over raw", ODD, NULL, "mv raw.img base.img;" OVER("raw") "disk.qcow2;" MIX ZEROS DISCARD},
+    {"over raw, 512", ODD, NULL,
+     "mv raw.img base.img;" OVER("raw") "-o cluster_size=512 disk.qcow2;" MIX ZEROS},
+    {"over raw, subclusters", ODD, NULL,
+     "mv raw.img base.img;" OVER("raw") "-o extended_l2=on disk.qcow2;" MIX ZEROS DISCARD},
+    {"over raw, metadata", ODD, NULL,
+     "mv raw.img base.img;" OVER("raw") "-o extended_l2=on,preallocation=metadata disk.qcow2;" MIX},
+    {"over a shorter one", ODD, NULL, "mv raw.img base.img;" OVER("raw") "disk.qcow2 12m;" MIX},
+    {"over a longer one", ODD, NULL, "mv raw.img base.img;" OVER("raw") "disk.qcow2 2m;" MIX},
+    {"over a longer one, grown", ODD, NULL,
+     "mv raw.img base.img;" OVER("raw") "disk.qcow2 2m; qemu-img resize disk.qcow2 4m"},
+    {"over packed", ODD, NULL,
+     "qemu-img convert -c -O qcow2 raw.img base.img;" OVER("qcow2") "disk.qcow2;" MIX ZEROS},
+    {"chain", ODD, NULL,
+     "qemu-img create -f qcow2 -b raw.img -F raw a.qcow2 5m; qemu-io -c 'write -P 1 1m 1m' a.qcow2;"
+     "qemu-img create -f qcow2 -o cluster_size=512 -b a.qcow2 -F qcow2 b.qcow2 4m;"
+     "qemu-io -c 'write -P 2 3m 600k' -c 'write -z 1500k 33k' b.qcow2;"
+     "qemu-img create -f qcow2 -o extended_l2=on -b b.qcow2 -F qcow2 disk.qcow2 6m;" MIX ZEROS},
+    {"rebased", ODD, NULL,
+     "cp raw.img base.img;" OVER("raw") "disk.qcow2;" MIX
+                                        "qemu-img create -f qcow2 b.qcow2 4m; qemu-img rebase -b "
+                                        "b.qcow2 -F qcow2 disk.qcow2"},
+    {"committed", ODD, NULL,
+     "qemu-img convert -O qcow2 raw.img base.img;" OVER(
+         "qcow2") "disk.qcow2;" MIX ZEROS "qemu-img commit disk.qcow2;" DISCARD},
+    {"huge", ODD, NULL,
+     "qemu-img create -f qcow2 disk.qcow2 64m; qemu-io -c 'write -P 1 0 1k' disk.qcow2; qemu-img"
+     " create -f qcow2 -o cluster_size=512 -b disk.qcow2 -F qcow2 b.qcow2; mv b.qcow2 c.qcow2;"
+     "mv disk.qcow2 base.img; qemu-img rebase -u -b base.img -F qcow2 c.qcow2; mv c.qcow2 "
+     "disk.qcow2"},
+};
+
+ParameterizedTestParameters(qsource, as_qemu)
+{
+	/* Tests run in other processes, where a pointer would mean nothing. */
+	static int numbers[FF_ARRAY_SIZE(ways)];
+
+	for (int i = 0; i < (int)FF_ARRAY_SIZE(ways); i++)
+		numbers[i] = i;
+	return cr_make_param_array(int, numbers, FF_ARRAY_SIZE(numbers));
+}
+
+static void make(struct guestimg *g, const struct way *w)
+{
+	guestimg_raw(g, "raw.img", w->size, w->size + (uint64_t)strlen(w->name));
+	if (w->options)
+		cr_assert_eq(guestimg_run(g,
+		                          "qemu-img convert -f raw -O qcow2 %s raw.img disk.qcow2",
+		                          w->options),
+		             0);
+	if (*w->commands)
+		cr_assert_eq(guestimg_run(g, "%s", w->commands), 0);
+	cr_assert_eq(guestimg_run(g, "qemu-img convert -f qcow2 -O raw disk.qcow2 want.raw"), 0);
+}
+
+static void libqcow_same(const struct guestimg *g, const uint8_t *want, size_t size)
+{
+	libqcow_file_t *file = NULL;
+	ff_autofree uint8_t *buf = malloc(65536);
+	size64_t seen = 0;
+	char path[100];
+
+	snprintf(path, sizeof path, "%s/disk.qcow2", g->dir);
+	cr_assert_eq(libqcow_file_initialize(&file, NULL), 1);
+	cr_assert_eq(libqcow_file_open(file, path, LIBQCOW_OPEN_READ, NULL), 1);
+	cr_assert_eq(libqcow_file_get_media_size(file, &seen, NULL), 1);
+	cr_assert_eq(seen, size);
+	for (size_t off = 0; off < size; off += 65536) {
+		size_t len = FF_MIN(65536, size - off);
+
+		cr_assert_eq(libqcow_file_read_buffer_at_offset(file, buf, len, (off64_t)off, NULL),
+		             (ssize_t)len);
+		cr_assert_eq(memcmp(buf, want + off, len), 0, "libqcow at %zu", off);
+	}
+	libqcow_file_close(file, NULL);
+	libqcow_file_free(&file, NULL);
+}
+
+ParameterizedTest(int *number, qsource, as_qemu)
+{
+	const struct way *w = &ways[*number];
+	struct guestimg g;
+	uint64_t data, best;
+	size_t size;
+	uint8_t *want;
+
+	guestimg_init(&g);
+	make(&g, w);
+	want = guestimg_load(&g, "want.raw", &size);
+	cr_assert_eq(guestimg_open(&g, "disk.qcow2"), 0, "%s: %s", w->name, g.why);
+	guestimg_compare(&g, want, size, &data);
+	best = 0;
+	for (size_t at = 0; at < size; at += 512)
+		for (size_t i = at; i < FF_MIN(at + 512, size); i++)
+			if (want[i]) {
+				best += 512;
+				break;
+			}
+	printf("%s: %zu bytes, %llu of data, %llu that are not zero\n", w->name, size,
+	       (unsigned long long)data, (unsigned long long)best);
+	if (w->libqcow)
+		libqcow_same(&g, want, size);
+	free(want);
+	guestimg_done(&g);
+}
+
+/* --- what is refused --- */
+
+static const struct {
+	const char *name, *commands, *why;
+	int error;
+} refused[] = {
+    {"AES", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\0\\0\\0\\1' | PUT 32",
+     "encrypted (AES)", -ENOTSUP},
+    {"LUKS",
+     "qemu-img create --object secret,id=s,data=geheim -f qcow2 -o encrypt.format=luks,"
+     "encrypt.key-secret=s,encrypt.iter-time=10 disk.qcow2 1m",
+     "encrypted (LUKS)", -ENOTSUP},
+    {"unknown encryption", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\0\\0\\0\\3' | PUT 32",
+     "unknown way", -ENOTSUP},
+    {"version 4", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\4' | PUT 7", "version 4",
+     -ENOTSUP},
+    {"unknown feature", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\040' | PUT 79",
+     "number 5", -ENOTSUP},
+    {"named feature",
+     "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\040' | PUT 79;"
+     "printf '\\0\\5warp drive\\n\\0' | PUT 120",
+     "warp drive?", -ENOTSUP},
+    {"cluster bits", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\026' | PUT 23",
+     "impossible size", -EINVAL},
+    {"L1 place", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\1' | PUT 47", "L1 table",
+     -EINVAL},
+    {"L1 length", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\0' | PUT 39", "too small",
+     -EINVAL},
+    {"too large", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\200' | PUT 24", "too large",
+     -EINVAL},
+    {"compression", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\2' | PUT 104", "compressed",
+     -ENOTSUP},
+    {"compression denied", "qemu-img create -f qcow2 disk.qcow2 1m; printf '\\1' | PUT 104",
+     "contradicts", -EINVAL},
+    {"short", "qemu-img create -f qcow2 disk.qcow2 1m; truncate -s 80 disk.qcow2", "cut short",
+     -EINVAL},
+    {"backing name",
+     "qemu-img create -f qcow2 -u -b base -F raw disk.qcow2 1m; printf '\\377' | PUT 13",
+     "outside of the first cluster", -EINVAL},
+    {"NBD", "qemu-img create -f qcow2 -u -b nbd://h/x -F raw disk.qcow2 1m", "protocol", -ENOTSUP},
+    {"json",
+     "qemu-img create -f qcow2 -u -F raw -b "
+     "'json:{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\",\"host\":\"h\"}}' disk.qcow2 1m",
+     "more than a plain file", -ENOTSUP},
+};
+
+ParameterizedTestParameters(qsource, refuses)
+{
+	static int numbers[FF_ARRAY_SIZE(refused)];
+
+	for (int i = 0; i < (int)FF_ARRAY_SIZE(refused); i++)
+		numbers[i] = i;
+	return cr_make_param_array(int, numbers, FF_ARRAY_SIZE(numbers));
+}
+
+ParameterizedTest(int *number, qsource, refuses)
+{
+	struct guestimg g;
+	int r;
+
+	guestimg_init(&g);
+	cr_assert_eq(guestimg_run(&g, "PUT() { dd of=disk.qcow2 bs=1 seek=$1 conv=notrunc; }\n%s",
+	                          refused[*number].commands),
+	             0);
+	r = guestimg_open(&g, "disk.qcow2");
+	cr_assert_eq(r, refused[*number].error, "%s: %d, %s", refused[*number].name, r, g.why);
+	cr_assert(strstr(g.why, refused[*number].why), "%s: %s", refused[*number].name, g.why);
+	guestimg_done(&g);
+}
+
+/* --- damage --- */
+
+static void put(const struct guestimg *g, const char *name, uint64_t off, uint64_t v)
+{
+	int fd = openat(g->dirfd, name, O_RDWR | O_CLOEXEC);
+	uint8_t b[8];
+
+	ff_put_be64(b, v);
+	cr_assert(fd >= 0 && pwrite(fd, b, 8, (off_t)off) == 8);
+	close(fd);
+}
+
+/* Offset of the entry of an L2 table of disk.qcow2 with clusters of 64K. */
+static uint64_t entry_at(const struct guestimg *g, uint64_t cluster)
+{
+	ff_autofree uint8_t *buf = NULL;
+	size_t size;
+
+	buf = guestimg_load(g, "disk.qcow2", &size);
+	return (ff_be64(buf + ff_be64(buf + 40)) & UINT64_C(0x00fffffffffffe00)) + cluster * 8;
+}
+
+/* An entry that is wrong in one way gives EIO for its cluster, and nothing else suffers. */
+Test(qsource, one_bad_entry)
+{
+	static const struct {
+		uint64_t entry;
+		const char *why;
+	} bad[] = {
+	    {UINT64_C(1) << 63 | UINT64_C(1) << 40, "past the end"},
+	    {UINT64_C(1) << 63 | 0x50200, "no cluster"},
+	    {UINT64_C(1) << 63 | 0x50002, "must be zero"},
+	    {UINT64_C(1) << 61 | 0x50000, "must be zero"},
+	    {UINT64_C(1) << 62 | 0xffff0000, "past the end"},
+	    {UINT64_C(1) << 62 | 0x10000, "unpacked"},
+	};
+	struct guestimg g;
+	ff_autofree uint8_t *want = NULL;
+	uint8_t buf[4096];
+	uint64_t at;
+	size_t size;
+
+	guestimg_init(&g);
+	guestimg_raw(&g, "raw.img", 1 << 20, 5);
+	cr_assert_eq(guestimg_run(&g, "qemu-io -f raw -c 'write -P 9 0 1m' raw.img;"
+	                              "qemu-img convert -f raw -O qcow2 raw.img disk.qcow2"),
+	             0);
+	want = guestimg_load(&g, "raw.img", &size);
+	at = entry_at(&g, 3);
+	for (size_t i = 0; i < FF_ARRAY_SIZE(bad); i++) {
+		put(&g, "disk.qcow2", at, bad[i].entry);
+		cr_assert_eq(guestimg_open(&g, "disk.qcow2"), 0);
+		for (size_t off = 0; off < size; off += sizeof buf) {
+			int r = qs_disk_read(g.disk, buf, sizeof buf, off);
+
+			cr_assert_eq(r, off / 65536 == 3 ? -EIO : 0, "%zu: %d at %zu", i, r, off);
+			cr_assert(r || memcmp(buf, want + off, sizeof buf) == 0);
+		}
+		cr_assert(strstr(g.damage, bad[i].why), "%zu: %s", i, g.damage);
+		guestimg_close(&g);
+	}
+	guestimg_done(&g);
+}
+
+/* A disk of an odd number of bytes, which QEMU makes none of and others do. */
+Test(qsource, odd_size)
+{
+	struct guestimg g;
+	ff_autofree uint8_t *want = NULL;
+	uint64_t data;
+	size_t size;
+
+	guestimg_init(&g);
+	guestimg_raw(&g, "raw.img", 200192, 5);
+	cr_assert_eq(guestimg_run(&g, "qemu-img convert -f raw -O qcow2 raw.img disk.qcow2"), 0);
+	want = guestimg_load(&g, "raw.img", &size);
+	put(&g, "disk.qcow2", 24, 200100);
+	cr_assert_eq(guestimg_open(&g, "disk.qcow2"), 0, "%s", g.why);
+	guestimg_compare(&g, want, 200100, &data);
+	libqcow_same(&g, want, 200100);
+	guestimg_done(&g);
+}
+
+static unsigned number_of(const char *variable, unsigned otherwise)
+{
+	const char *value = getenv(variable);
+
+	return value ? (unsigned)strtoul(value, NULL, 10) : otherwise;
+}
+
+/* Bytes flipped at random. What is read without an error is what QEMU reads, if it reads. */
+Test(qsource, damaged)
+{
+	unsigned seed = number_of("SEED", (unsigned)getpid()), same = 0, errors = 0,
+	         qemu_errors = 0;
+	unsigned rounds = number_of("ROUNDS", 25);
+	struct guestimg g;
+
+	printf("seed %u\n", seed);
+	guestimg_init(&g);
+	guestimg_raw(&g, "raw.img", 300 << 10, seed);
+	cr_assert_eq(guestimg_run(&g,
+	                          "qemu-img convert -c -f raw -O qcow2 -o cluster_size=4k raw.img "
+	                          "a.qcow2; qemu-io -c 'write -z 40k 20k' -c 'write -P 1 100k "
+	                          "30k' a.qcow2"),
+	             0);
+	for (unsigned round = 0; round < rounds; round++) {
+		ff_autofree uint8_t *image = NULL, *want = NULL, *got = NULL;
+		size_t size, l1, l2, want_size;
+		uint64_t seen;
+		int fd, r;
+
+		image = guestimg_load(&g, "a.qcow2", &size);
+		l1 = (size_t)ff_be64(image + 40);
+		l2 = (size_t)ff_be64(image + l1) & 0xfffffffffe00;
+		for (int flips = rand_r(&seed) % 3 + 1; flips > 0; flips--) {
+			const size_t places[][2] = {{0, 112},  {l1, 8},   {l2, 600},
+			                            {l2, 600}, {l2, 600}, {0, size}};
+			const size_t *in = places[rand_r(&seed) % FF_ARRAY_SIZE(places)];
+
+			image[in[0] + (size_t)rand_r(&seed) % in[1]] ^=
+			    (uint8_t)(1u << rand_r(&seed) % 8);
+		}
+		fd = openat(g.dirfd, "disk.qcow2", O_CREAT | O_TRUNC | O_WRONLY, 0600);
+		cr_assert_eq(write(fd, image, size), (ssize_t)size);
+		close(fd);
+		r = guestimg_open(&g, "disk.qcow2");
+		seen = r ? 0 : qs_disk_size(g.disk) & ~UINT64_C(511); /* as QEMU sees it */
+		if (seen > 64 << 20)
+			r = -EFBIG;
+		got = malloc(seen + !seen);
+		if (!r)
+			r = qs_disk_read(g.disk, got, seen, 0);
+		guestimg_close(&g);
+		if (r) {
+			errors++;
+		} else if (guestimg_run(&g, "qemu-img convert -f qcow2 -O raw disk.qcow2 w")) {
+			qemu_errors++;
+		} else {
+			want = guestimg_load(&g, "w", &want_size);
+			cr_assert_eq(want_size, seen);
+			cr_assert_eq(memcmp(got, want, want_size), 0, "round %u", round);
+			same++;
+		}
+	}
+	printf("%u the same, %u errors, %u only QEMU's\n", same, errors, qemu_errors);
+	cr_assert(same + errors + qemu_errors == rounds && same > 0);
+	guestimg_done(&g);
+}
+
+/* --- threads --- */
+
+struct reader {
+	struct guestimg *g;
+	const uint8_t *want;
+	size_t size;
+	unsigned seed;
+};
+
+static void *read_along(void *arg)
+{
+	struct reader *rd = arg;
+	uint8_t buf[9000];
+
+	for (int i = 0; i < 400; i++) {
+		size_t off = (size_t)rand_r(&rd->seed) % rd->size;
+		size_t len = (size_t)rand_r(&rd->seed) % sizeof buf + 1;
+
+		len = FF_MIN(len, rd->size - off);
+		cr_assert_eq(qs_disk_read(rd->g->disk, buf, len, off), 0);
+		cr_assert_eq(memcmp(buf, rd->want + off, len), 0, "%zu at %zu", len, off);
+	}
+	return NULL;
+}
+
+Test(qsource, concurrent_reads)
+{
+	struct reader readers[8];
+	pthread_t threads[8];
+	struct guestimg g;
+	ff_autofree uint8_t *want = NULL;
+	size_t size;
+
+	guestimg_init(&g);
+	guestimg_raw(&g, "raw.img", BIG, 7);
+	cr_assert_eq(
+	    guestimg_run(&g,
+	                 "qemu-img convert -c -f raw -O qcow2 -o cluster_size=512k raw.img"
+	                 " base.img; " OVER("qcow2") "-o cluster_size=512 disk.qcow2;" MIX
+	                                             "qemu-img convert -O raw disk.qcow2 want.raw"),
+	    0);
+	want = guestimg_load(&g, "want.raw", &size);
+	cr_assert_eq(guestimg_open(&g, "disk.qcow2"), 0);
+	for (unsigned i = 0; i < 8; i++) {
+		readers[i] = (struct reader){&g, want, size, i};
+		cr_assert_eq(pthread_create(&threads[i], NULL, read_along, &readers[i]), 0);
+	}
+	for (unsigned i = 0; i < 8; i++)
+		pthread_join(threads[i], NULL);
+	guestimg_done(&g);
+}
+
+/* --- names --- */
+
+Test(qsource, names)
+{
+	static const struct {
+		const char *name, *path, *format;
+		bool absolute;
+	} good[] = {
+	    {"base.img", "base.img", "", false},
+	    {"../x/base:1", "../x/base:1", "", false},
+	    {"/srv/base.img", "/srv/base.img", "", true},
+	    {"file:/srv/base.img", "/srv/base.img", "", true},
+	    {"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/a\"}}", "/a",
+	     "qcow2", true},
+	    {"json:{\"file.filename\":\"/a\",\"driver\":\"raw\"}", "/a", "raw", true},
+	    {"json:{\"file\":{\"filename\":\"/a\"}}", "/a", "", true},
+	};
+	static const char *const bad[] = {
+	    "",
+	    "base:1",
+	    "file:base.img",
+	    "nbd:localhost:10809",
+	    "https://example.org/x",
+	    "json:",
+	    "json:[]",
+	    "json:{}",
+	    "json:{\"file.filename\":\"a\"}",
+	    "json:{\"file\":{\"file\":{\"filename\":\"/a\"}}}",
+	    "json:{\"filename\":\"/a\"}",
+	    "json:{\"file.filename\":\"/a\",\"offset\":512}",
+	    "json:{\"file.filename\":\"/a\",\"driver\":\"0123456789abcdef\"}",
+	    "json:{\"file.filename\":\"/a\",\"file.driver\":\"host_device\"}",
+	    "json:{\"file.filename\":\"/a\"} x",
+	};
+	struct qs_name n;
+	char why[QS_WHY];
+
+	for (size_t i = 0; i < FF_ARRAY_SIZE(good); i++) {
+		cr_assert_eq(qs_name_decode(good[i].name, &n, why), 0, "%s: %s", good[i].name, why);
+		cr_assert_str_eq(n.path, good[i].path);
+		cr_assert_str_eq(n.format, good[i].format);
+		cr_assert_eq(n.absolute, good[i].absolute);
+	}
+	for (size_t i = 0; i < FF_ARRAY_SIZE(bad); i++) {
+		*why = 0;
+		cr_assert_eq(qs_name_decode(bad[i], &n, why), -ENOTSUP, "%s", bad[i]);
+		cr_assert(*why, "%s", bad[i]);
+	}
+}
