@@ -57,6 +57,7 @@ struct ff_image {
 	atomic_uint_fast64_t preserved; /* clusters that are saved and not released */
 
 	atomic_uint_fast64_t ahead; /* bytes that were read ahead, in all: see qcow2_read.c */
+	atomic_uint_fast64_t used;  /* bytes that were read because they were wanted, in all */
 
 	atomic_uint_fast64_t writes; /* counts finished groups of writes; see ff_image_flush() */
 	atomic_uint_fast64_t hooked; /* that of the group which the newest L1 entry belongs to */
