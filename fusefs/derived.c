@@ -21,6 +21,7 @@ static const struct {
 	const char *name;
 	int (*enter)(struct fs *fs, struct ff_snap *snap, struct entry *out);
 } roots[] = {
+    {CHECKPOINT_NAME, checkpoint_enter},
     {".xxh128", digests_enter},
 };
 
