@@ -366,7 +366,7 @@ static int prepare_move(struct ff_disk *d, void *ctx)
 	int r;
 
 	free(ff_take_ptr(&d->next_path));
-	if (!d->path)
+	if (!d->path || d->path[0] == '/') /* a block device lies elsewhere */
 		return 0;
 	r = replaced(d->path, m->from, m->to, &d->next_path);
 	if (!r && !d->next_path && m->exchange)

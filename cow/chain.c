@@ -11,8 +11,7 @@
  * break views.
  *
  * A link is: visible (snap set) → hidden (its snapshot was dropped, an older one needs it) → taken
- * out. Its snapshot may become a checkpoint, whose views are never read again: see needs.c.
- * Independently a view may become broken, for good: first in memory, so that no reader goes on
+ * out. Independently a view may become broken, for good: first in memory, so that no reader goes on
  * after, then on storage (see lost.c), and only then may the guest's write proceed. So neither a
  * running nor a restarted daemon shows what the write destroyed.
  */
@@ -48,7 +47,7 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 		atomic_init(&l->torn, ff_image_desc(img)->torn);
 		atomic_init(&l->broken, true);
 	}
-	if (ff_image_is_broken(img) || ff_image_preserved(img) > 0 || ff_image_has_ledger(img))
+	if (ff_image_is_broken(img) || ff_image_preserved(img) > 0)
 		stats_notable(l);
 	ff_image_set_budget(img, space_charge, d->store);
 	return l;
@@ -158,44 +157,21 @@ static bool view_needs(struct link *l, uint64_t first, uint64_t count)
 	return false;
 }
 
-/* What is lost: clusters that could not be saved, or ALL. */
-struct loss {
-	uint64_t first, count;
-	bool all;
-	bool untracked; /* nor recorded as changed */
-	const char *why;
-};
-
 /* A hidden link has no view: nobody reads it for itself. */
-static bool breaks(struct link *l, const struct loss *loss)
+static bool breaks(struct link *l, uint64_t first, uint64_t count, bool all)
 {
-	if (!l->snap || atomic_load(&l->broken))
-		return false;
-	if (loss->all)
-		return true;
-	if (!loss->untracked && atomic_load(&l->checkpoint))
-		return false;
-	if (loss->untracked || !ff_image_has_ledger(l->img))
-		return view_needs(l, loss->first, loss->count);
-	/* what the view has given up it does not need */
-	for (uint64_t at = loss->first, end = at + loss->count, n; at < end; at += n) {
-		bool released;
-
-		n = ff_image_released_run(l->img, at, end - at, &released);
-		if (!released && view_needs(l, at, n))
-			return true;
-	}
-	return false;
+	return l->snap && !atomic_load(&l->broken) && (all || view_needs(l, first, count));
 }
 
 /* Marks views in memory, pins their links and announces that they are being recorded. Lock: chain.
  */
-static size_t mark_broken(struct link *top, const struct loss *loss, struct link **out, size_t room)
+static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool all,
+                          const char *why, struct link **out, size_t room)
 {
 	size_t n = 0;
 
 	for (struct link *l = top; l && n < room; l = l->older)
-		if (breaks(l, loss)) {
+		if (breaks(l, first, count, all)) {
 			atomic_fetch_add(&l->pins, 1);
 			out[n++] = l;
 		}
@@ -204,7 +180,7 @@ static size_t mark_broken(struct link *top, const struct loss *loss, struct link
 		out[0]->disk->recording += (unsigned)n;
 	}
 	for (size_t i = 0; i < n; i++) {
-		atomic_store(&out[i]->why, loss->why);
+		atomic_store(&out[i]->why, why);
 		atomic_store(&out[i]->broken, true);
 		stats_notable(out[i]);
 	}
@@ -233,7 +209,8 @@ static int record_all(struct link *const *links, size_t n, bool hangs, const cha
 }
 
 /* TOP NULL: from the newest. */
-static int break_views(struct ff_disk *d, struct link *top, const struct loss *loss, bool hangs)
+static int break_views(struct ff_disk *d, struct link *top, uint64_t first, uint64_t count,
+                       bool hangs, const char *why)
 {
 	struct link *links[32];
 	size_t n;
@@ -243,10 +220,10 @@ static int break_views(struct ff_disk *d, struct link *top, const struct loss *l
 		pthread_mutex_lock(&d->store->chain);
 		/* A link that was taken out meanwhile has no neighbours any more. */
 		n = top && top->out ? 0
-		                    : mark_broken(top ? top : atomic_load(&d->top), loss, links,
-		                                  FF_ARRAY_SIZE(links));
+		                    : mark_broken(top ? top : atomic_load(&d->top), first, count,
+		                                  !top, why, links, FF_ARRAY_SIZE(links));
 		pthread_mutex_unlock(&d->store->chain);
-		e = record_all(links, n, hangs, loss->why);
+		e = record_all(links, n, hangs, why);
 		r = r ? r : e;
 	} while (n == FF_ARRAY_SIZE(links));
 	return r;
@@ -254,36 +231,28 @@ static int break_views(struct ff_disk *d, struct link *top, const struct loss *l
 
 int chain_break_one(struct link *l, const char *why)
 {
-	const struct loss loss = {.all = true, .why = why};
 	size_t n;
 
 	pthread_mutex_lock(&l->disk->store->chain);
-	n = breaks(l, &loss) ? mark_broken(l, &loss, &l, 1) : 0;
+	n = breaks(l, 0, 0, true) ? mark_broken(l, 0, 0, true, why, &l, 1) : 0;
 	pthread_mutex_unlock(&l->disk->store->chain);
 	return record_all(&l, n, false, why);
 }
 
-int chain_break(struct link *top, uint64_t first, uint64_t count, bool untracked, int error)
+int chain_break(struct link *top, uint64_t first, uint64_t count, int error)
 {
 	bool hangs = error == -ETIMEDOUT;
 	const char *why = strerrordesc_np(-error); /* static, unlike strerror()'s */
-	const struct loss loss = {
-	    .first = first,
-	    .count = count,
-	    .untracked = untracked,
-	    .why = hangs ? "saving took longer than cbw-timeout"
-	           : why ? why
-	                 : "unknown error",
-	};
 
-	return break_views(top->disk, top, &loss, hangs);
+	return break_views(top->disk, top, first, count, hangs,
+	                   hangs ? "saving took longer than cbw-timeout"
+	                   : why ? why
+	                         : "unknown error");
 }
 
 int chain_break_all(struct ff_disk *d, const char *why)
 {
-	const struct loss loss = {.all = true, .why = why};
-
-	return break_views(d, NULL, &loss, false);
+	return break_views(d, NULL, 0, 0, false, why);
 }
 
 bool chain_wanted(struct ff_disk *d)
@@ -293,14 +262,11 @@ bool chain_wanted(struct ff_disk *d)
 
 void chain_recount(struct ff_disk *d)
 {
-	bool wanted = false, lean = false;
+	struct link *l = atomic_load(&d->top);
 
-	for (struct link *l = atomic_load(&d->top); l; l = l->older) {
-		wanted |= l->snap && !atomic_load(&l->broken);
-		lean |= l->snap && (atomic_load(&l->checkpoint) || ff_image_has_ledger(l->img));
-	}
-	atomic_store(&d->wanted, wanted);
-	atomic_store(&d->lean, lean);
+	while (l && !(l->snap && !atomic_load(&l->broken)))
+		l = l->older;
+	atomic_store(&d->wanted, l != NULL);
 }
 
 /* A symlink beside the snapshot's images, for a name that a qcow2 header has no room for. */
@@ -329,6 +295,15 @@ static int backing_by_symlink(struct link *l, const char *target, const char *fo
 	return ff_image_set_backing(l->img, name, format);
 }
 
+char *source_path(const struct ff_store *s, const char *path)
+{
+	char *out;
+
+	if (path[0] == '/')
+		return strdup(path);
+	return asprintf(&out, "%s/%s", s->source_path, path) < 0 ? NULL : out;
+}
+
 /* The absolute path of what follows L in the chain; malloc'd. */
 static char *absolute_target(struct link *l, struct link *newer, const char *path)
 {
@@ -340,7 +315,7 @@ static char *absolute_target(struct link *l, struct link *newer, const char *pat
 		n = asprintf(&out, "%s/%s/%s", s->fleece_path, newer->dir->name,
 		             ff_image_path(newer->img));
 	else
-		n = asprintf(&out, "%s/%s", s->source_path, path);
+		return source_path(s, path);
 	return n < 0 ? NULL : out;
 }
 

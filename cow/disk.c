@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "ff_log.h"
@@ -326,6 +327,19 @@ void disk_make_room(struct ff_store *s, struct ff_disk *d)
 	pthread_mutex_unlock(&s->reads_closing);
 }
 
+/* Of the block device behind FD, which is served and claimed. */
+static int claimed_identity(struct ff_store *s, int fd, struct identity *id)
+{
+	struct device *dev;
+	int r = device_of_fd(s, fd, &dev);
+
+	if (!r)
+		r = device_claim(dev);
+	if (!r)
+		*id = *device_id(dev);
+	return r;
+}
+
 int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 {
 	struct identity id;
@@ -333,11 +347,12 @@ int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out)
 	struct stat st;
 	int r = identity_of(fd, "", &id, &st), path_fd;
 
-	if (r)
-		return r;
-	if (!S_ISREG(st.st_mode))
-		return -EINVAL;
-	r = disk_find(store, &id, true, &d);
+	if (!r && S_ISBLK(st.st_mode))
+		r = claimed_identity(store, fd, &id);
+	else if (!r && !S_ISREG(st.st_mode))
+		r = -EINVAL;
+	if (!r)
+		r = disk_find(store, &id, true, &d);
 	if (r)
 		return r;
 	disk_use(d);
@@ -370,8 +385,11 @@ static int open_by_path(struct ff_disk *d, int *out)
 	ff_autoclose int fd = -1;
 	struct identity id;
 	struct stat st;
+	struct device *dev = disk_device(d);
 	int r = -ENOENT;
 
+	if (disk_is_device(d))
+		return dev ? device_open(dev, O_PATH, out) : -EIO;
 	pthread_mutex_lock(&d->store->paths);
 	if (d->path)
 		r = io_open_beneath(d->store->source_fd, d->path, O_PATH | O_NOFOLLOW, 0, &fd);
@@ -435,8 +453,11 @@ int disk_old_source(struct ff_disk *d, bool direct, int *fd)
 
 int disk_stat(struct ff_disk *d, struct stat *st)
 {
+	struct device *dev = disk_device(d);
 	int fd = atomic_load(&d->path_fd), r;
 
+	if (disk_is_device(d))
+		return dev ? device_stat(dev, st) : -EIO;
 	if (fd >= 0)
 		return io_fstat(fd, st);
 	r = disk_source(d, &fd);

@@ -6,8 +6,7 @@
  *   3. Collect: links with no older one leave their chains, and so do newer hidden ones that they
  *      kept alive. The rest become hidden: what an older view reads before it comes to them is
  *      marked (never save that here) and given up; if nothing is left, and no older disk was longer
- *      (its end is what says "zeros" for older views), they leave the chain as well. Where views
- * need less than all, needs.c says what is given up.
+ *      (its end is what says "zeros" for older views), they leave the chain as well.
  *   4. Put right the backing names of what stayed, delete the images that left.
  *
  * Where a view was promised to survive power loss, step 2 is made durable before 3 begins, and the
@@ -33,7 +32,6 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
-#include "cow/needs.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -208,17 +206,16 @@ static bool holds_nothing(struct link *l)
 static uint64_t shrink(struct link *l)
 {
 	uint64_t saves = atomic_load(&l->saves), end = l->clusters, longest = 0;
-	bool lean = atomic_load(&l->disk->lean);
-	int r = lean ? needs_sweep_link(l) : 0;
+	int r = 0;
 
 	for (struct link *o = l->older; o && !r; o = o->older) {
-		r = lean ? 0 : give_up_marked(l, o);
+		r = give_up_marked(l, o);
 		end = FF_MIN(end, o->clusters);
 		longest = FF_MAX(longest, o->clusters);
 		if (o->snap)
 			break;
 	}
-	if (!r && !lean && end < l->clusters)
+	if (!r && end < l->clusters)
 		r = give_up(l, end, l->clusters - end);
 	if (r) {
 		ff_warning("%s: cannot be made smaller: %s", ff_image_path(l->img), strerror(-r));
@@ -324,15 +321,6 @@ static int collect_one(struct collect *c, struct link *l)
 	return 0;
 }
 
-/* A hidden link hands down to older ones what must not be forgotten: see needs.c. */
-static int newest_first(const void *a, const void *b)
-{
-	uint64_t x = ff_image_desc((*(struct link *const *)a)->img)->seq;
-	uint64_t y = ff_image_desc((*(struct link *const *)b)->img)->seq;
-
-	return x > y ? -1 : x < y;
-}
-
 /* Hides the links, and adds the hidden ones beside them: what these hold may be needed no more. */
 static int begin(struct collect *c, struct link *const *links, size_t count)
 {
@@ -356,8 +344,6 @@ static int begin(struct collect *c, struct link *const *links, size_t count)
 		for (l = links[i]->older; !r && l && !l->snap; l = l->older)
 			r = collect_one(c, l);
 	}
-	if (c->count)
-		qsort(c->links, c->count, sizeof(struct link *), newest_first);
 	c->saves = calloc(c->count + 1, sizeof *c->saves);
 	c->disks = calloc(c->count + 1, sizeof *c->disks);
 	if (!c->saves || !c->disks)
@@ -402,9 +388,6 @@ static void shrink_and_leave(struct collect *c)
 		candidates += c->saves[i] != NOT_EMPTY;
 		disk_make_room(c->store, c->links[i]->disk);
 	}
-	/* what newer checkpoints hold may have been for a view that went */
-	for (size_t i = 0; i < c->count; i++)
-		needs_sweep(c->disks[i]);
 	for (int i = 0; candidates && i < LEAVE_TRIES && stop_writers(c->store); i++) {
 		bool again = leave_if_empty(c);
 
@@ -451,7 +434,7 @@ void drop_collect(struct ff_store *s, struct link *const *links, size_t count)
 }
 
 /* Step 1. */
-int snap_close_readers(struct ff_snap *snap, bool *flag)
+static int wait_for_readers(struct ff_snap *snap)
 {
 	struct timespec until;
 
@@ -467,7 +450,7 @@ int snap_close_readers(struct ff_snap *snap, bool *flag)
 		else if (pthread_cond_timedwait(&snap->idle, &snap->lock, &until) == ETIMEDOUT)
 			return -EBUSY;
 	}
-	*flag = true;
+	snap->dropped = true;
 	return 0;
 }
 
@@ -546,7 +529,7 @@ static void forget(struct ff_snap *snap, char *name)
 int drop_snap(struct ff_snap *snap)
 {
 	char *name = malloc(HIDDEN_MAX);
-	int r = name ? snap_close_readers(snap, &snap->dropped) : -ENOMEM;
+	int r = name ? wait_for_readers(snap) : -ENOMEM;
 
 	if (!r)
 		r = rename_away(snap, name, HIDDEN_MAX);

@@ -76,19 +76,17 @@ struct link {
 	struct ff_image *img;
 	struct ff_disk *disk;
 	struct fleece_dir *dir;
-	uint64_t clusters;          /* of the disk at the freeze */
-	struct link *_Atomic newer; /* release/acquire; NULL: live comes next */
-	struct link *older;         /* lock: chain */
-	struct ff_snap *snap;       /* lock: chain; NULL: hidden, only older ones need it */
-	bool collecting;            /* lock: admin; drop_collect() has it in hand */
-	bool kept;                  /* lock: admin; has left, its image stays: still named */
-	bool charged;               /* lock: admin; its allocation counts as used space */
-	bool out;                   /* lock: chain; no longer in its chain, about to be freed */
-	atomic_bool broken;         /* set before the guest goes on; never cleared */
-	atomic_bool checkpoint;     /* its snapshot is one: the view is never read again; set under
-	                               chain, once storage has it; never cleared */
-	atomic_bool noted;          /* a note on SOURCE's side says that it is broken */
-	bool unrecorded;            /* broken, and no storage took it; lock: disk.claims */
+	uint64_t clusters;            /* of the disk at the freeze */
+	struct link *_Atomic newer;   /* release/acquire; NULL: live comes next */
+	struct link *older;           /* lock: chain */
+	struct ff_snap *snap;         /* lock: chain; NULL: hidden, only older ones need it */
+	bool collecting;              /* lock: admin; drop_collect() has it in hand */
+	bool kept;                    /* lock: admin; has left, its image stays: still named */
+	bool charged;                 /* lock: admin; its allocation counts as used space */
+	bool out;                     /* lock: chain; no longer in its chain, about to be freed */
+	atomic_bool broken;           /* set before the guest goes on; never cleared */
+	atomic_bool noted;            /* a note on SOURCE's side says that it is broken */
+	bool unrecorded;              /* broken, and no storage took it; lock: disk.claims */
 	atomic_uint_fast64_t flushed; /* that many of the saves are durable */
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
 	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
@@ -100,6 +98,9 @@ struct link {
 	struct link_stats *_Atomic stats; /* NULL until there is something to count */
 };
 
+struct device;
+struct devices;
+
 struct claim {
 	uint64_t first, count;
 	struct claim *next;
@@ -108,15 +109,15 @@ struct claim {
 struct ff_disk {
 	struct ff_store *store;
 	struct identity id;
-	struct ff_disk *next;       /* lock: disks */
-	unsigned refs;              /* lock: disks; handles, readers and links */
-	unsigned users;             /* lock: disks; see disk_use() */
-	bool stale;                 /* lock: disks; the inode is gone, no longer in the table */
-	struct link *_Atomic top;   /* written within the closed barrier */
-	atomic_bool wanted;         /* see chain_wanted(); lock: chain, read without */
-	atomic_bool lean;           /* some view needs less than all: see needs.c; the same */
-	atomic_uint touched;        /* the store's epoch as read after the latest change */
-	pthread_mutex_t claim_lock; /* claims */
+	struct ff_disk *next;          /* lock: disks */
+	unsigned refs;                 /* lock: disks; handles, readers and links */
+	unsigned users;                /* lock: disks; see disk_use() */
+	bool stale;                    /* lock: disks; the inode is gone, no longer in the table */
+	struct device *_Atomic device; /* set once; see disk_device() */
+	struct link *_Atomic top;      /* written within the closed barrier */
+	atomic_bool wanted;            /* see chain_wanted(); lock: chain, read without */
+	atomic_uint touched;           /* the store's epoch as read after the latest change */
+	pthread_mutex_t claim_lock;    /* claims */
 	pthread_cond_t claim_freed;
 	struct claim *claims;
 	unsigned recording;  /* lock: claims; broken views that storage is being told of */
@@ -130,7 +131,8 @@ struct ff_disk {
 	_Atomic int source_fd;      /* O_RDONLY, -1 until first needed */
 	_Atomic int old_fd;         /* the same for saves */
 	_Atomic int direct_fd;      /* the same, O_DIRECT; FD_REFUSED: the filesystem has none */
-	char *path;                 /* lock: paths; below SOURCE, NULL without a chain */
+	char *path;                 /* lock: paths; below SOURCE, NULL without a chain; of a block
+	                               device: its own, absolute */
 	char *next_path;            /* lock: paths; where a move in hand takes it */
 	bool aside;                 /* lock: paths; one of its names is the one aside */
 	atomic_bool has_aside;      /* mirror of aside, for stat */
@@ -149,7 +151,6 @@ struct ff_snap {
 	                           readers until dropped; NULL: that image is lost */
 	size_t link_count;      /* as many as the tree has disks, but for a damaged one */
 	bool damaged;           /* its manifest is; there is no tree to show, only EIO */
-	bool checkpoint;        /* lock: snap.lock; its views are not opened any more */
 	/* for looks at it; constant once published: see status_prepare() */
 	struct timespec created;
 	bool durable;
@@ -197,6 +198,7 @@ struct ff_store {
 	atomic_uint asking;        /* the same, those that use neither disk nor image */
 	atomic_bool left_open;     /* descriptors were kept that would have been closed, for late */
 	struct guards *guards;     /* NULL: QEMU is not to be kept off the sources */
+	struct devices *devices;   /* NULL: no block device is served */
 	int source_lock_fd;
 	atomic_bool pulsing; /* the time is being written; who set it owns the next three */
 	int pulse_fd;
@@ -270,10 +272,8 @@ enum { OWNERS_MAX = 256 };
 void chain_owners(struct link *link, uint64_t first, unsigned count, struct owner *out);
 /* Breaks, for good, every view from TOP's to the oldest that needed one of these clusters, which
  * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and is not waited for.
- * UNTRACKED: nor could it be recorded that they changed, so those break as well that are there for
- * that alone. An error: some view's loss could not be recorded, and what was to be destroyed must
- * not be. */
-int chain_break(struct link *top, uint64_t first, uint64_t count, bool untracked, int error);
+ * An error: some view's loss could not be recorded, and what was to be destroyed must not be. */
+int chain_break(struct link *top, uint64_t first, uint64_t count, int error);
 /* Breaks every view of the disk. WHY is static, here and below. */
 int chain_break_all(struct ff_disk *d, const char *why);
 /* Breaks the view of this link alone. */
@@ -287,6 +287,8 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 void link_free(struct link *l);
 /* Keeps the link, and the descriptors of its image, until pins is lowered. Chain lock not held. */
 void link_pin(struct link *l);
+/* The absolute path, malloc'd, of the source that a disk's path names. */
+char *source_path(const struct ff_store *s, const char *path);
 /* Sets the backing file name of LINK's image to NEWER's image, or to the source. Locks: admin. */
 int link_set_backing(struct link *l, struct link *newer);
 /* The same for the newest link of a disk whose path changed. Locks: paths held. */
@@ -322,6 +324,8 @@ void old_data_free_buffers(struct ff_store *s);
 /* What a guest is told when storage that it does not know of fails: hypervisors pause it for ENOSPC
  * and know EIO; ENOENT or EROFS from a write would mean nothing to anybody. */
 int guest_error(int r);
+/* ff_disk_change() within the bounds of a device. */
+int preserve_change(struct ff_disk *d, const struct ff_change *c, size_t *done);
 /* Waits for the saves of these clusters that are under way. */
 void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count);
 
@@ -336,9 +340,6 @@ bool snap_name_valid(const char *name);
 void hold_begin(struct ff_hold *hold, struct ff_snap *snap);
 /* Ends it, and gives the reference back. */
 void hold_end(struct ff_hold *hold);
-/* Waits for readers that are about to close, and sets *FLAG, a member under snap.lock, when there
- * are none. -EBUSY. */
-int snap_close_readers(struct ff_snap *snap, bool *flag);
 int drop_snap(struct ff_snap *snap);
 /* Takes one out again that was never shown. False: storage takes no change of it, so that it would
  * be a snapshot again after the next mount; all is as it was, and it must go on being right. */
@@ -354,12 +355,6 @@ void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir);
 void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir);
 int recover(struct ff_store *s);
 
-/* --- checkpoint.c --- */
-/* Is the snapshot in this directory a checkpoint? */
-int checkpoint_marked(int dirfd, bool *out);
-/* Makes its links those of a checkpoint. Locks: admin. */
-void checkpoint_links(struct ff_snap *snap);
-
 /* --- session.c: how the last mount ended --- */
 enum ending {
 	ENDED_NEVER,  /* there was none */
@@ -371,6 +366,8 @@ enum ending {
 };
 struct ending_record;
 int session_ending(struct ff_store *s, enum ending *how, struct ending_record **record);
+/* Tells this boot from all others, a line. */
+int session_boot_id(char *out, size_t size);
 /* Does the source look as the record says? */
 bool session_unchanged(const struct ending_record *record, const struct identity *id,
                        const struct stat *st);

@@ -30,6 +30,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
@@ -124,6 +125,12 @@ static int image_desc(struct freeze *f, const struct ff_frozen *inode, struct ff
 	return r;
 }
 
+/* Where the disk is, as struct ff_disk has it. */
+static const char *disk_path(const struct ff_frozen *inode)
+{
+	return inode->device ? device_path(inode->device) : inode->path;
+}
+
 static int make_image(struct freeze *f, const struct ff_frozen *inode, const char *path,
                       struct ff_image **out)
 {
@@ -134,7 +141,8 @@ static int make_image(struct freeze *f, const struct ff_frozen *inode, const cha
 
 	if (r)
 		return r;
-	if (asprintf(&backing, "%s/%s", f->store->source_path, inode->path) < 0)
+	backing = source_path(f->store, disk_path(inode));
+	if (!backing)
 		return -ENOMEM;
 	if (geteuid() != 0)
 		mode = 0600; /* we must open it again ourselves */
@@ -175,6 +183,8 @@ static int walk(struct freeze *f, bool xattrs, struct tree **out)
 	    .exclude = s->exclude,
 	    .exclude_count = s->cfg.exclude_count,
 	    .xattrs = xattrs,
+	    .link = s->devices ? device_freeze_link : NULL,
+	    .link_ctx = s,
 	    .longest =
 	        strlen(s->source_path) + 2 < PATH_MAX ? PATH_MAX - strlen(s->source_path) - 2 : 1,
 	};
@@ -285,7 +295,7 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 		inode->st.st_nlink--;
 	r = space_charge_link(l);
 	if (!r)
-		r = set_path(l->disk, inode->path);
+		r = set_path(l->disk, disk_path(inode));
 	if (!r)
 		r = link_set_backing(l, NULL);
 	ff_image_park(l->img);

@@ -29,9 +29,6 @@
  * allows needs a claim first. One that is not may have lost them; the newer links have them then,
  * or the source still does, and phase 1 begins anew with the newest.
  *
- * Where some view needs less than all (disk.lean, see needs.c), what no view needs is not saved:
- * that it changes is noted, and with that it is marked as well, so the rest is the same.
- *
  * When a save fails (the fleece storage is full or broken, the old data cannot be read), the policy
  * decides: the views that needed the clusters break, for good, and the guest goes on; or the
  * guest's change fails with the error and the views stay right.
@@ -41,10 +38,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"
-#include "cow/needs.h"
 #include "cow/qcow2_format.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -161,6 +158,8 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 		return r;
 	if (at + got > desc->size)
 		got = (size_t)(desc->size - at);
+	if (disk_is_device(top->disk) && got < FF_MIN(len, desc->size - at))
+		return -EIO; /* it has become smaller: that is no hole, as in a file, but a loss */
 	memset(buf + got, 0, len - got);
 	for (uint64_t i = 0; i < count; i++) {
 		wanted[i] = alters(e, at + i * size, buf + i * size, size);
@@ -176,12 +175,6 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 	stats_saved(top, saves * size);
 	return WAITED;
 }
-
-/* Which clusters could not be saved. */
-struct failure {
-	uint64_t first, count;
-	bool untracked; /* nor could it be recorded that they change */
-};
 
 /* 0, WAITED, or an error. */
 static int save_claimed(struct link *top, const struct effect *e, uint64_t first, uint64_t count)
@@ -203,35 +196,6 @@ static int save_claimed(struct link *top, const struct effect *e, uint64_t first
 	return r;
 }
 
-/* The same where some views need less than all: what none needs is only noted as changed. The old
- * bytes are not read for that, so it is noted, too, when the change makes no difference. */
-static int save_lean(struct link *top, const struct effect *e, uint64_t first, uint64_t count,
-                     bool *untracked)
-{
-	bool durable = top->disk->store->cfg.durable || atomic_load(&top->disk->durable);
-	uint64_t needed[NEEDS_WORDS];
-	int r = 0, told = 0;
-	unsigned n;
-
-	needs_of(top, first, (unsigned)count, needed);
-	for (unsigned at = 0; r >= 0 && at < count; at += n) {
-		bool set;
-
-		n = needs_run(needed, at, (unsigned)count, &set);
-		if (set) {
-			r = save_claimed(top, e, first + at, n);
-			told |= FF_MAX(r, 0);
-			continue;
-		}
-		r = ff_image_note(top->img, first + at, n, durable);
-		*untracked = r != 0;
-		if (!r)
-			atomic_fetch_add(&top->saves, n);
-	}
-	return r < 0 ? r : told;
-}
-
-_Static_assert(SAVE_BYTES / 4096 <= NEEDS_MAX, "a run of the smallest clusters");
 _Static_assert((int)SAVE_BYTES <= (int)OLD_DATA_BYTES,
                "a run of clusters fits into a buffer for old data");
 _Static_assert(QCOW2_CLUSTER_MAX <= (unsigned)OLD_DATA_BYTES, "and so does a cluster");
@@ -252,9 +216,9 @@ static uint64_t skip_hole(struct link *top, uint64_t first, uint64_t end)
 }
 
 /* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned; OVERTAKEN,
- * WAITED. On error *F says which clusters could not be saved. */
+ * WAITED. On error *FAILED and *COUNT say which clusters could not be saved. */
 static int save(struct link *top, const struct effect *e, uint64_t first, uint64_t end,
-                struct failure *f)
+                uint64_t *failed, uint64_t *count)
 {
 	size_t size = ff_image_desc(top->img)->cluster_size;
 	uint64_t most = FF_MAX(1, SAVE_BYTES / size);
@@ -263,7 +227,7 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 
 	while (first < end) {
 		struct claim mine;
-		bool marked, untracked = false;
+		bool marked;
 		uint64_t n = ff_image_run(top->img, first, end - first, &marked);
 
 		if (!marked && zeros && n > most) {
@@ -278,18 +242,17 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 			claim(top->disk, &mine, first, FF_MIN(n, most));
 			/* Someone may have saved them before they became ours. */
 			n = ff_image_run(top->img, first, mine.count, &marked);
-			if (marked)
-				r = WAITED;
-			else if (atomic_load(&top->disk->top) != top)
-				r = OVERTAKEN;
-			else if (atomic_load(&top->disk->lean))
-				r = save_lean(top, e, first, n, &untracked);
+			if (!marked)
+				r = atomic_load(&top->disk->top) == top
+				        ? save_claimed(top, e, first, n)
+				        : OVERTAKEN;
 			else
-				r = save_claimed(top, e, first, n);
+				r = WAITED;
 			unclaim(top->disk, &mine);
 		}
 		if (r < 0) {
-			*f = (struct failure){first, n, untracked};
+			*failed = first;
+			*count = n;
 			return r;
 		}
 		told |= r;
@@ -305,15 +268,14 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 struct timed_save {
 	struct link *top; /* pinned */
 	struct effect effect;
-	uint64_t first, end;
-	struct failure failure;
+	uint64_t first, end, failed, count;
 	char bytes[];
 };
 
 static int run_timed(void *ctx)
 {
 	struct timed_save *t = ctx;
-	int r = save(t->top, &t->effect, t->first, t->end, &t->failure);
+	int r = save(t->top, &t->effect, t->first, t->end, &t->failed, &t->count);
 
 	atomic_fetch_sub(&t->top->pins, 1);
 	free(t);
@@ -348,13 +310,14 @@ static int save_timed(struct link *top, const struct effect *e, uint64_t first, 
 static int preserve(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
 {
 	struct ff_disk *d = top->disk;
+	uint64_t failed, count;
 	int r, told = 0;
 
 	for (;;) {
-		struct failure f = {first, end - first, true};
-
+		failed = first;
+		count = end - first;
 		r = d->store->cfg.cbw_timeout ? save_timed(top, e, first, end)
-		                              : save(top, e, first, end, &f);
+		                              : save(top, e, first, end, &failed, &count);
 		if (r >= 0)
 			return r | told;
 		told |= WAITED | BROKE;
@@ -363,13 +326,12 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 			         ff_image_path(top->img), strerror(-r));
 			return r;
 		}
-		r = chain_break(top, f.first, f.count, f.untracked, r);
+		r = chain_break(top, failed, count, r);
 		if (r)
 			return r;
 		if (!chain_wanted(d))
 			return told;
-		/* Nobody needs them now, but that they change is to be recorded. */
-		first = !f.untracked && atomic_load(&d->lean) ? f.first : f.first + f.count;
+		first = failed + count;
 	}
 }
 
@@ -395,7 +357,7 @@ static void touched_clusters(struct link *l, const struct effect *e, uint64_t *f
 }
 
 /* Phase 2. */
-static int change_source(const struct ff_change *c, size_t *done)
+static int change_source(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
 	*done = 0;
 	switch (c->kind) {
@@ -404,7 +366,8 @@ static int change_source(const struct ff_change *c, size_t *done)
 	case FF_TRUNCATE:
 		return io_truncate(c->fd, (uint64_t)c->off);
 	case FF_FALLOCATE:
-		return io_fallocate(c->fd, c->mode, (uint64_t)c->off, c->len);
+		return disk_is_device(d) ? device_zero(c->fd, c->mode, (uint64_t)c->off, c->len)
+		                         : io_fallocate(c->fd, c->mode, (uint64_t)c->off, c->len);
 	case FF_COPY:
 		return io_copy_range(c->in_fd, (uint64_t)c->in_off, c->fd, (uint64_t)c->off, c->len,
 		                     done);
@@ -481,7 +444,9 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 		if (r < 0)
 			return guest_error(r);
 	}
-	r = change_source(c, done);
+	r = change_source(d, c, done);
+	if (disk_is_device(d))
+		device_touch(disk_device(d));
 	/* After the change: a freeze that does not see this has the change's times already. */
 	atomic_store(&d->touched, atomic_load(&d->store->epoch));
 	barrier_exit(d->store->writes, token);
@@ -491,7 +456,7 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 }
 
 /* O_DIRECT wants aligned memory. */
-static int change_aligned(struct ff_disk *d, const struct ff_change *c, size_t *done)
+int preserve_change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
 	ff_autofree void *copy = NULL;
 	struct ff_change aligned = *c;
@@ -530,10 +495,12 @@ int ff_disk_change(struct ff_disk *disk, const struct ff_change *c, size_t *done
 	}
 	if (c->kind != FF_TRUNCATE && limited.len > (uint64_t)(INT64_MAX - c->off))
 		return -EFBIG;
+	if (disk_is_device(disk))
+		return device_change(disk, &limited, done);
 	if (c->kind != FF_WRITE || !c->append)
-		return change_aligned(disk, &limited, done);
+		return preserve_change(disk, &limited, done);
 	FF_GUARD(&disk->append);
 	r = io_fstat(c->fd, &st);
 	limited.off = st.st_size;
-	return r ? r : change_aligned(disk, &limited, done);
+	return r ? r : preserve_change(disk, &limited, done);
 }

@@ -20,6 +20,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"
@@ -67,6 +68,7 @@ static int pulse_job(void *ctx)
 		           s->fleece_path, strerror(-r));
 	s->pulse_failed = r != 0;
 	space_pulse(s);
+	disk_each(s, disk_check_device, NULL);
 	atomic_store(&s->pulsing, false);
 	return r;
 }

@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "ff_log.h"
@@ -60,7 +61,7 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	if (snap->dropped)
 		return -ESTALE;
 	l = snap->links[f->disk];
-	if (snap->checkpoint || !l || atomic_load(&l->broken))
+	if (!l || atomic_load(&l->broken))
 		return -EIO;
 	rd = calloc(1, sizeof *rd);
 	if (!rd)
@@ -144,6 +145,8 @@ static int read_live(struct piece *p, bool *any)
 			r = 0;
 			continue;
 		}
+		if (!r && got < len && disk_is_device(p->rd->link->disk))
+			r = -EIO; /* see save_into() */
 		if (!r)
 			memset(p->buf + (begin_of(p, i) - p->from) + got, 0, len - got);
 		*any = true;
@@ -264,6 +267,8 @@ int ff_reader_read(struct ff_reader *rd, void *buf, size_t len, off_t off, size_
 		barrier_exit(reads, token);
 		at = end;
 	}
+	if (r)
+		disk_check_device(rd->link->disk, NULL);
 	if (!r && atomic_load(&rd->link->broken))
 		r = -EIO;
 	if (!r) {
@@ -301,8 +306,13 @@ static int seek_owned(struct link *owner, uint64_t at, uint64_t end, int whence,
 /* The same where the source has the run. What it says counts only if it still has it after. */
 static int seek_live(struct ff_reader *rd, uint64_t at, uint64_t end, int whence, uint64_t *out)
 {
-	int fd, r = disk_source(rd->link->disk, &fd);
+	int fd, r;
 
+	if (disk_is_device(rd->link->disk)) { /* which has no holes */
+		*out = whence == SEEK_DATA ? at : end;
+		return 0;
+	}
+	r = disk_source(rd->link->disk, &fd);
 	if (r)
 		return r;
 	r = io_seek(fd, at, whence, out);

@@ -24,8 +24,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cow/device.h"
 #include "cow/io.h"
-#include "cow/needs.h"
 #include "cow/recovery.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -90,6 +90,27 @@ static int search_source(struct recovery *rc, const struct identity *id, struct 
 	return r;
 }
 
+/* The same for a block device, which is told by its identity alone, whatever leads to it. Its views
+ * may be in the hands of a program that has it claimed by now: then they are lost. */
+static int find_device(struct ff_store *s, struct ff_image *newest, const struct identity *id,
+                       struct stat *st, char **out)
+{
+	struct device *dev = device_find(s, id);
+	int r = dev ? 0 : device_at(s, newest ? ff_image_backing(newest) : "", &dev);
+
+	*out = NULL;
+	if (!r && !identity_same(device_id(dev), id))
+		return 0;
+	if (!r)
+		r = device_claim(dev);
+	if (!r)
+		r = device_evidence(device_path_fd(dev), st);
+	if (!r)
+		*out = strdup(device_path(dev));
+	return r == -EMFILE || r == -ENFILE || r == -ENOMEM || (!r && !*out) ? (r ? r : -ENOMEM)
+	                                                                     : 0;
+}
+
 /* Where the disk is: *OUT malloc'd, or NULL. */
 static int find_source(struct recovery *rc, struct ff_image *newest, const struct identity *id,
                        struct stat *st, char **out)
@@ -103,6 +124,8 @@ static int find_source(struct recovery *rc, struct ff_image *newest, const struc
 	int r = 0;
 
 	*out = NULL;
+	if (identity_is_device(id))
+		return find_device(s, newest, id, st, out);
 	if (strncmp(backing, s->source_path, n) == 0 && backing[n] == '/')
 		r = is_at(s, at, id, st, &there);
 	if (!r && !there && aside_path(s, id, path, sizeof path) == 0) {
@@ -188,7 +211,12 @@ static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t
 
 	tell_apart(f, n);
 	if (!there)
-		return chain_break_all(d, "its disk is no longer in SOURCE");
+		return chain_break_all(
+		    d,
+		    disk_is_device(d)
+		        ? "its block device is not there any more, or in use by another program, "
+		          "or no device option names it"
+		        : "its disk is no longer in SOURCE");
 	if (rc->ending == ENDED_CLEAN ? !session_unchanged(rc->record, &d->id, st)
 	                              : st->st_ctim.tv_sec > rc->alive_until)
 		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
@@ -234,8 +262,6 @@ static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 	if (top)
 		atomic_store(&top->newer, l);
 	atomic_store(&d->top, l);
-	if (f->snap && f->snap->checkpoint)
-		atomic_store(&l->checkpoint, true);
 	chain_recount(d);
 	space_adopt_link(l);
 	if (f->durable)
@@ -265,12 +291,16 @@ static int take_disk(struct recovery *rc, struct found *f, size_t n)
 		newest = f[i].img ? f[i].img : newest;
 	if (!newest)
 		return 0; /* nothing of it is left: every view of it gives EIO */
-	r = disk_find(s, &id, true, &d);
+	r = find_source(rc, newest, &id, &st, &path);
 	if (r)
 		return r;
-	r = find_source(rc, newest, &id, &st, &path);
+	r = disk_find(s, &id, true, &d);
+	if (r) {
+		free(path);
+		return r;
+	}
 	/* It may have a name aside and others as well. */
-	if (!r && path && aside_path(s, &id, kept, sizeof kept) == 0)
+	if (path && aside_path(s, &id, kept, sizeof kept) == 0)
 		r = is_at(s, kept, &id, &same, &aside);
 	for (size_t i = 0; i < n && !r; i++)
 		if (f[i].img)
@@ -357,13 +387,6 @@ static int set_backings(struct ff_disk *d, void *ctx)
 	return 0;
 }
 
-/* What a checkpoint that was cut short did not come to. */
-static int sweep(struct ff_disk *d, void *ctx)
-{
-	needs_sweep(d);
-	return 0;
-}
-
 /* Snapshots made by an option of a mount that was killed. */
 static void drop_ephemeral(struct ff_store *s)
 {
@@ -409,7 +432,6 @@ int recover(struct ff_store *s)
 		r = session_begin(s);
 	if (!r) {
 		drop_collect(s, rc.hidden, rc.hidden_count);
-		disk_each(s, sweep, NULL);
 		disk_each(s, set_backings, NULL);
 		drop_ephemeral(s);
 		aside_sweep(s);

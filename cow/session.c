@@ -31,6 +31,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/open_regular.h"
@@ -136,7 +137,7 @@ static int write_session(struct ff_store *s, const char *text)
 	return r ? full : 0;
 }
 
-static int boot_id(char *out, size_t size)
+int session_boot_id(char *out, size_t size)
 {
 	ff_autoclose int fd = -1;
 	size_t got;
@@ -153,7 +154,7 @@ static int boot_id(char *out, size_t size)
 static int session_text(struct ff_store *s, char out[SESSION_TEXT])
 {
 	char boot[64], fleece[SESSION_TEXT / 3], source[SESSION_TEXT / 3];
-	int r = boot_id(boot, sizeof boot);
+	int r = session_boot_id(boot, sizeof boot);
 
 	if (r) {
 		ff_error("cannot read the boot id: %s", strerror(-r));
@@ -285,10 +286,15 @@ bool session_unchanged(const struct ending_record *record, const struct identity
 	struct ending_line key = {.ino = id->ino}, *l;
 
 	l = bsearch(&key, record->lines, record->count, sizeof key, by_ino);
-	return l && l->btime_sec == id->btime_sec && l->btime_nsec == id->btime_nsec &&
-	       l->size == st->st_size && l->mtime_sec == st->st_mtim.tv_sec &&
-	       l->mtime_nsec == st->st_mtim.tv_nsec && l->ctime_sec == st->st_ctim.tv_sec &&
-	       l->ctime_nsec == st->st_ctim.tv_nsec;
+	if (!l || l->btime_sec != id->btime_sec || l->btime_nsec != id->btime_nsec ||
+	    l->size != st->st_size || l->mtime_sec != st->st_mtim.tv_sec ||
+	    l->mtime_nsec != st->st_mtim.tv_nsec)
+		return false;
+	/* A device's node has its times changed by whoever looks after /dev; see
+	 * device_evidence(). */
+	if (identity_is_device(id))
+		return st->st_mtim.tv_sec >= 0;
+	return l->ctime_sec == st->st_ctim.tv_sec && l->ctime_nsec == st->st_ctim.tv_nsec;
 }
 
 bool session_entries_changed(const struct ending_record *record, const struct identity *id,
@@ -350,7 +356,7 @@ static int add_line(struct ff_disk *d, void *ctx)
 	if (!chain_wanted(d)) /* it may even be gone */
 		return 0;
 	disk_use(d);
-	r = disk_stat(d, &st);
+	r = disk_evidence(d, &st);
 	disk_unuse(d);
 	if (r) {
 		ff_error("inode %llu: cannot look at the source: %s", (unsigned long long)d->id.ino,
@@ -406,6 +412,8 @@ int session_end(struct ff_store *s)
 		r = io_syncfs(s->fleece_fd);
 		if (!r)
 			r = io_syncfs(s->source_fd);
+		if (!r)
+			r = disk_each(s, disk_sync_device, NULL);
 		if (r && disk_each(s, lost_pages, NULL))
 			write_session(s, LOST);
 	}

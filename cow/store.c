@@ -16,6 +16,7 @@
 #include <libqcow.h>
 #include <xxhash.h>
 
+#include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/open_regular.h"
@@ -172,6 +173,7 @@ static int copy_config(struct ff_store *s, const struct ff_store_config *config)
 	s->cfg.source_path = s->source_path;
 	s->cfg.fleece_path = NULL;
 	s->cfg.exclude = NULL; /* see s->exclude */
+	s->cfg.device = NULL;  /* see s->devices */
 	s->source_fd = fcntl(config->source_fd, F_DUPFD_CLOEXEC, 3);
 	return s->source_fd < 0 ? -errno : 0;
 }
@@ -243,6 +245,7 @@ static void store_free(struct ff_store *s)
 {
 	disk_each(s, free_chain, NULL);
 	free_snapshots(s);
+	devices_close(s);
 	barrier_free(s->writes);
 	old_data_free_buffers(s);
 	barrier_free(s->reads);
@@ -296,6 +299,8 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 		r = guard_source(s);
 	if (!r)
 		r = guard_open(s);
+	if (!r)
+		r = devices_open(s, config->device, config->device_count);
 	if (!r)
 		r = recover(s);
 	if (r) {

@@ -338,6 +338,24 @@ static int check_readable(int dirfd, const char *name, const struct statx *sx)
 	return r == -EINVAL ? -ESTALE : r;
 }
 
+/* Has the symlink NAME, which F is of, looked at by who knows more of it. */
+static int look_at_link(struct walk *w, int dirfd, const char *name, struct ff_frozen *f)
+{
+	ff_autoclose int fd = -1;
+	struct stat st;
+	int r = io_openat(dirfd, name, O_PATH | O_NOFOLLOW, 0, &fd);
+
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (r == -ENOENT || (!r && st.st_ino != f->st.st_ino))
+		r = -ESTALE;
+	if (!r)
+		r = w->how->link(w->how->link_ctx, fd, w->path, f);
+	if (r)
+		free(ff_take_ptr(&f->target));
+	return r;
+}
+
 /* What the entry NAME is: metadata, a symlink's target, a directory's descriptor in *FD. All of one
  * inode, though somebody may put others in its place meanwhile: a flip of names must neither lead
  * us elsewhere nor cost the snapshot. -ENOENT: it is gone, or does not belong. */
@@ -360,6 +378,8 @@ static int look_at(struct walk *w, int dirfd, const char *name, struct ff_frozen
 		if (S_ISLNK(sx.stx_mode)) {
 			r = read_target(dirfd, name, f);
 			r = r == -EINVAL || r == -ENOENT ? -ESTALE : r;
+			if (!r && w->how->link)
+				r = look_at_link(w, dirfd, name, f);
 		}
 	}
 	return r;
@@ -382,7 +402,7 @@ static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *na
 		free(f.target);
 		return r;
 	}
-	if (w->how->xattrs)
+	if (w->how->xattrs && !f.device) /* they would be the symlink's */
 		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
 	if (r == -ENOENT)
 		r = 0; /* gone behind the mount, this instant: it is in the tree already */
@@ -412,7 +432,7 @@ static int walk_too_deep(struct walk *w, int dirfd, uint32_t parent, const char 
 	r = add_inode(w, &f, out, &known);
 	if (r || known)
 		free(f.target);
-	if (!r && !known && w->how->xattrs)
+	if (!r && !known && w->how->xattrs && !f.device)
 		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
 	if (!r && f.disk == TREE_TOO_DEEP && w->how->xattrs && !w->told_deep) {
 		ff_warning("%s/%s: the path is too long: in the snapshot, what is there and deeper "

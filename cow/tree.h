@@ -17,6 +17,8 @@
  * not be missing. It is listed, and what it holds reads as EIO. */
 #define TREE_TOO_DEEP (UINT32_MAX - 1)
 
+struct device;
+
 struct tree_entry {
 	char *name;
 	uint32_t inode;
@@ -33,10 +35,11 @@ struct ff_frozen {
 	struct tree_entry *entries; /* of a directory, in the order of their bytes */
 	uint32_t entry_count;
 	uint32_t xattr_len;
-	char *xattrs; /* name NUL be32-length value, repeated */
-	char *target; /* of a symlink */
-	char *image;  /* of a disk: path of the fleecing image below its snapshot */
-	char *path;   /* of a disk, while freezing: one path below SOURCE; else NULL */
+	char *xattrs;          /* name NUL be32-length value, repeated */
+	char *target;          /* of a symlink */
+	char *image;           /* of a disk: path of the fleecing image below its snapshot */
+	char *path;            /* of a disk, while freezing: one path below SOURCE; else NULL */
+	struct device *device; /* of a block device's disk, while freezing; else NULL */
 };
 
 struct tree {
@@ -55,6 +58,10 @@ struct tree_walk {
 	char *const *exclude;
 	size_t exclude_count;
 	bool xattrs;
+	/* What is done about each symlink, if anything: F is of it, and FD (O_PATH) too. It may
+	 * become a regular file's. An error ends the walk. */
+	int (*link)(void *ctx, int fd, const char *path, struct ff_frozen *f);
+	void *link_ctx;
 	size_t longest; /* path below SOURCE that can be used, bytes; 0: what the kernel takes */
 };
 

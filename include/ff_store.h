@@ -53,6 +53,9 @@ struct ff_store_config {
 	const char *const
 	    *exclude; /* globs (fnmatch, on the path below SOURCE and on the last name) */
 	size_t exclude_count;
+	const char *const *device; /* globs (fnmatch, FNM_PATHNAME): block devices that are served
+	                              as files, by the targets of symlinks in SOURCE */
+	size_t device_count;
 };
 
 /* --- the store ------------------------------------------------------------------------------ */
@@ -101,10 +104,28 @@ int ff_store_rename(struct ff_store *store, int old_parent_fd, const char *old_n
  */
 void ff_store_fix_stat(struct ff_store *store, struct stat *st);
 
+/* --- live: block devices that are served as files --------------------------------------------- */
+
+/* The symlink behind LINK_FD (O_PATH) may lead to a block device that is to be served as a file in
+ * its place: *FD is a descriptor (O_PATH) of that, the caller's to close, and what the two below
+ * take. A device without a medium is one too. -ENOENT: it is a symlink like any other. */
+int ff_device_at(struct ff_store *store, int link_fd, int *fd);
+
+/* What stat(2) is to tell of it: a regular file of the device's size, with the node's mode and
+ * owner. Its mtime is never older than the latest change of it that nobody saw. One that is gone,
+ * or has no medium, has size 0. */
+int ff_device_stat(struct ff_store *store, int fd, struct stat *st);
+
+/* Opens it with FLAGS; *OUT is a descriptor of it for the calls below, but FF_COPY, which it has
+ * not. -EBUSY: another program has claimed it. -ENXIO: it is gone, or has no medium. */
+int ff_device_open(struct ff_store *store, int fd, int flags, int *out);
+
 /* --- live: the bytes of a disk ---------------------------------------------------------------- */
 
-/* The disk of a regular file of SOURCE; FD is any descriptor of it (O_PATH will do), which the call
- * does not keep. Give it back with ff_disk_put(). */
+/* The disk of a regular file of SOURCE, or of a block device opened by ff_device_open(); FD is any
+ * descriptor of it (O_PATH will do), which the call does not keep. Give it back with ff_disk_put().
+ * A device's size does not change: FF_TRUNCATE is -EPERM but to what it is, a write beyond the end
+ * -ENOSPC. */
 int ff_disk_get(struct ff_store *store, int fd, struct ff_disk **out);
 void ff_disk_put(struct ff_disk *disk);
 
@@ -153,13 +174,6 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags);
  * of it is open. Waits a few seconds for readers whose last descriptor has been flushed
  * (ff_reader_flushed()), for their close is already on its way. */
 int ff_store_drop(struct ff_store *store, const char *name);
-
-/* Makes a checkpoint of a snapshot: what was saved for it alone is given up, its frozen files are
- * never read again (-EIO), and which clusters changed since is all that is kept, for a bit each.
- * What older snapshots need is saved as before. -EBUSY: a frozen file of it is open; waits as
- * ff_store_drop() does. 0, too, if it is one already. */
-int ff_snap_checkpoint(struct ff_snap *snap);
-bool ff_snap_is_checkpoint(struct ff_snap *snap);
 
 /* Renames a snapshot. -ENOENT, -EINVAL, -EEXIST. Open readers stay valid. Where views are durable
  * and storage fails half-way, it may have the new name after an error, as fsync may have written.
@@ -210,8 +224,7 @@ int ff_frozen_listxattr(const struct ff_snap *snap, const struct ff_frozen *f, c
                         size_t size, size_t *len);
 
 /* Opens a frozen regular file for reading; keeps the snapshot from being dropped until it is
- * closed. -EIO: its view is broken (said in the log when it broke), or a checkpoint's. Use by many
- * threads at once. */
+ * closed. -EIO: its view is broken (said in the log when it broke). Use by many threads at once. */
 int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_reader **out);
 
 /* Reads LEN bytes at OFF, short only at the end of the file. -EIO: broken, or a saved cluster whose
@@ -275,16 +288,15 @@ void ff_store_status(struct ff_store *store, struct ff_store_status *out);
 
 enum ff_view_state {
 	FF_VIEW_OK,
-	FF_VIEW_CHECKPOINT, /* given up on purpose: only which clusters changed is kept */
-	FF_VIEW_BROKEN,     /* old data could not be saved, or was lost */
-	FF_VIEW_TORN,       /* power failed (or a filesystem did) before it was durable */
+	FF_VIEW_BROKEN, /* old data could not be saved, or was lost */
+	FF_VIEW_TORN,   /* power failed (or a filesystem did) before it was durable */
 };
 
 struct ff_disk_status {
 	const char *path; /* one of its paths in the snapshot, without a leading slash; owned by the
 	                     caller of the function that gives it, until that function returns */
 	enum ff_view_state state;
-	const char *reason;       /* NULL unless it is broken or torn; static */
+	const char *reason;       /* NULL if it is ok; static */
 	uint64_t frozen_bytes;    /* its size */
 	uint64_t read_bytes;      /* given to readers since the store was opened */
 	uint64_t preserved_bytes; /* held by its own image, in whole clusters, zeros included */

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cow/ctl/source.h"
+#include "cow/device.h"
 #include "cow/io.h"
 #include "cow/open_regular.h"
 #include "ff_util.h"
@@ -138,10 +139,17 @@ void source_free(struct source *src)
 
 bool source_is(const struct inv_image *img, const char *path, struct stat *st)
 {
-	struct identity id;
+	struct identity id = {.btime_sec = img->desc.disk_btime_sec};
+	ff_autoclose int fd = -1;
 
-	return identity_of(AT_FDCWD, path, &id, st) == 0 && id.ino == img->desc.disk_ino &&
-	       id.btime_sec == img->desc.disk_btime_sec &&
+	if (identity_is_device(&id)) {
+		if (device_open_path(path, &fd) || device_identify(fd, &id) ||
+		    device_evidence(fd, st))
+			return false;
+	} else if (identity_of(AT_FDCWD, path, &id, st)) {
+		return false;
+	}
+	return id.ino == img->desc.disk_ino && id.btime_sec == img->desc.disk_btime_sec &&
 	       id.btime_nsec == img->desc.disk_btime_nsec;
 }
 
