@@ -77,9 +77,7 @@ static int set_sums(json_t *to, uint64_t frozen, uint64_t read, uint64_t preserv
 
 static const char *state_word(enum ff_view_state state)
 {
-	static const char *const words[] = {"ok", "checkpoint", "broken", "torn"};
-
-	return words[state];
+	return state == FF_VIEW_OK ? "ok" : state == FF_VIEW_TORN ? "torn" : "broken";
 }
 
 static int add_disk(void *ctx, const struct ff_disk_status *d)
@@ -134,21 +132,28 @@ static json_t *limit_of(const struct options *o)
 	return o->fleece_limit ? number(o->fleece_limit) : json_null();
 }
 
-static json_t *options_object(const struct options *o)
+/* NULL without memory. */
+static json_t *texts(char *const *list, size_t count)
 {
-	json_t *exclude = json_array();
+	json_t *out = json_array();
 
-	for (size_t i = 0; i < o->exclude_count; i++)
-		if (json_array_append_new(exclude, text(o->exclude[i])) < 0) {
-			json_decref(exclude);
+	for (size_t i = 0; out && i < count; i++)
+		if (json_array_append_new(out, text(list[i])) < 0) {
+			json_decref(out);
 			return NULL;
 		}
-	return json_pack("{s:i, s:s, s:i, s:o, s:o, s:o, s:b, s:o}", "cluster_size",
-	                 (int)o->cluster_size, "on_cbw_error",
-	                 o->policy == FF_BREAK_SNAPSHOT ? "break-snapshot" : "break-guest-write",
-	                 "cbw_timeout_seconds", (int)o->cbw_timeout, "fleece_limit_bytes",
-	                 limit_of(o), "fleece_reserve_bytes", number(o->fleece_reserve), "exclude",
-	                 exclude, "durable", o->durable, "snapshot", text(o->snapshot));
+	return out;
+}
+
+static json_t *options_object(const struct options *o)
+{
+	return json_pack(
+	    "{s:i, s:s, s:i, s:o, s:o, s:o, s:o, s:b, s:o}", "cluster_size", (int)o->cluster_size,
+	    "on_cbw_error", o->policy == FF_BREAK_SNAPSHOT ? "break-snapshot" : "break-guest-write",
+	    "cbw_timeout_seconds", (int)o->cbw_timeout, "fleece_limit_bytes", limit_of(o),
+	    "fleece_reserve_bytes", number(o->fleece_reserve), "exclude",
+	    texts(o->exclude, o->exclude_count), "device", texts(o->device, o->device_count),
+	    "durable", o->durable, "snapshot", text(o->snapshot));
 }
 
 static json_t *fleece_object(const struct options *o, const struct ff_store_status *st)

@@ -21,7 +21,6 @@ static const struct {
 	const char *name;
 	int (*enter)(struct fs *fs, struct ff_snap *snap, struct entry *out);
 } roots[] = {
-    {CHECKPOINT_NAME, checkpoint_enter},
     {".xxh128", digests_enter},
 };
 

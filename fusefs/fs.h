@@ -64,8 +64,7 @@ struct fs {
 
 	pthread_mutex_t tasks_lock;
 	pthread_cond_t tasks_done; /* tasks became 0 */
-	unsigned tasks; /* tasks_lock; threads that make, drop or change a snapshot, or read for
-	                   long */
+	unsigned tasks; /* tasks_lock; threads that make or drop a snapshot, or read for long */
 
 	pthread_mutex_t snapdir_lock;
 	struct stat snapdir_attr; /* snapdir_lock; mode and owner */
@@ -112,7 +111,7 @@ struct node_ops {
 	int (*mkdir)(struct fs *fs, struct node *dir, const char *name, mode_t mode,
 	             const struct caller *who);
 	int (*symlink)(struct fs *fs, struct node *dir, const char *name, const char *target,
-	               const struct caller *who);
+	               const struct caller *who, struct entry *out);
 	int (*link)(struct fs *fs, struct node *node, struct node *dir, const char *name);
 	int (*unlink)(struct fs *fs, struct node *dir, const char *name);
 	int (*rmdir)(struct fs *fs, struct node *dir, const char *name);
@@ -135,8 +134,8 @@ struct node_ops {
 	int (*removexattr)(struct fs *fs, struct node *node, const char *name);
 
 	bool lasting; /* nothing of a node changes but by the renaming of its snapshot */
-	bool slow; /* mkdir, rmdir and setxattr may take seconds: dispatch.c gives them a thread of
-	            * their own */
+	bool slow; /* mkdir and rmdir may take seconds: dispatch.c gives them a thread of their own
+	            */
 };
 
 /* One directory entry; NAME is valid until the next call on the handle. */
@@ -203,13 +202,6 @@ extern const struct node_ops control_node_ops;
 /* --- control.c --- */
 /* Makes the nodes of .fleecefs. */
 int control_enter(struct fs *fs);
-
-/* --- snapdir.c --- */
-/* May WHO make and drop snapshots? */
-bool snapdir_allows(struct fs *fs, const struct caller *who);
-
-/* Found in the root of a snapshot that is a checkpoint; to make it makes one: see checkpoint.c. */
-#define CHECKPOINT_NAME ".checkpoint"
 
 /* --- frozen.c --- */
 /* Enters the inode F of SNAP, whose reference is taken over also when it fails. */

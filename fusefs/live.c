@@ -25,6 +25,7 @@
 #include "fusefs/creds.h"
 #include "fusefs/fuse_api.h"
 #include "fusefs/inode.h"
+#include "fusefs/options.h"
 
 enum { COMPLAIN_S = 60 };
 
@@ -57,7 +58,8 @@ static void complain(struct fs *fs)
 		         "open files (ulimit -Hn, or LimitNOFILE= of a service) and mount anew");
 }
 
-int live_entry(struct fs *fs, int fd, struct entry *out)
+/* live_entry(), but a symlink is one whatever it leads to. */
+static int enter_inode(struct fs *fs, int fd, struct entry *out)
 {
 	struct node proto = {.ops = &live_node_ops, .fd = fd};
 	int r;
@@ -78,7 +80,19 @@ int live_entry(struct fs *fs, int fd, struct entry *out)
 	proto.key[1] = out->st.st_ino;
 	ff_store_fix_stat(fs->store, &out->st);
 	out->timeout = fs->uncached ? 0 : FS_LIVE_TIMEOUT;
+	if (S_ISLNK(out->st.st_mode) && fs->options->device_count > 0)
+		out->timeout = 0; /* it may have become a block device's */
 	return node_enter(fs->nodes, &proto, &out->node);
+}
+
+int live_entry(struct fs *fs, int fd, struct entry *out)
+{
+	int r = live_device_entry(fs, fd, out);
+
+	if (r == -ENOENT)
+		return enter_inode(fs, fd, out);
+	close(fd);
+	return r;
 }
 
 int live_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out)
@@ -137,6 +151,16 @@ static int set_metadata(struct node *node, const struct attr_change *c)
 	return 0;
 }
 
+int live_set_metadata(struct fs *fs, struct node *node, const struct attr_change *change)
+{
+	int r;
+
+	ff_store_change_begin(fs->store);
+	r = set_metadata(node, change);
+	ff_store_change_end(fs->store);
+	return r;
+}
+
 static int live_setattr(struct fs *fs, struct node *node, struct handle *handle,
                         const struct attr_change *change)
 {
@@ -144,12 +168,7 @@ static int live_setattr(struct fs *fs, struct node *node, struct handle *handle,
 
 	if (change->which & FUSE_SET_ATTR_SIZE)
 		r = live_truncate(fs, node, handle, change->st.st_size);
-	if (r < 0)
-		return r;
-	ff_store_change_begin(fs->store);
-	r = set_metadata(node, change);
-	ff_store_change_end(fs->store);
-	return r;
+	return r < 0 ? r : live_set_metadata(fs, node, change);
 }
 
 /* A write by an ordinary user takes the set-user-id bit and the set-group-id bit, an ACL set by one
@@ -232,11 +251,13 @@ static int live_mkdir(struct fs *fs, struct node *dir, const char *name, mode_t 
 	return live_mknod(fs, dir, name, S_IFDIR | (mode & 07777), 0, who);
 }
 
+/* The kernel wants to have a symlink for a symlink. If it leads to a block device that is to be
+ * served, the next look at it shows that. */
 static int live_symlink(struct fs *fs, struct node *dir, const char *name, const char *target,
-                        const struct caller *who)
+                        const struct caller *who, struct entry *out)
 {
 	struct creds creds;
-	int r = live_may_change(fs, dir, name, true);
+	int fd, r = live_may_change(fs, dir, name, true);
 
 	if (r < 0)
 		return r;
@@ -248,7 +269,10 @@ static int live_symlink(struct fs *fs, struct node *dir, const char *name, const
 	if (r == 0)
 		r = creds_give(&creds, dir->fd, name);
 	ff_store_change_end(fs->store);
-	return r;
+	if (r < 0)
+		return r;
+	fd = openat(dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : enter_inode(fs, fd, out);
 }
 
 static int live_link(struct fs *fs, struct node *node, struct node *dir, const char *name)

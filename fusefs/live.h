@@ -29,6 +29,8 @@ static inline struct live_path live_path(int fd)
 int live_entry(struct fs *fs, int fd, struct entry *out);
 int live_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out);
 int live_stat(struct fs *fs, struct node *node, struct stat *out);
+/* Owner, mode and times. */
+int live_set_metadata(struct fs *fs, struct node *node, const struct attr_change *change);
 /* WHO changed the node (its bytes, or an ACL if ACL is set): takes the set-id bits away that the
  * kernel did not see to. */
 void live_drop_setid(struct fs *fs, struct node *node, const struct caller *who, bool acl);
@@ -42,6 +44,15 @@ int live_create(struct fs *fs, struct node *dir, const char *name, mode_t mode, 
 int live_tmpfile(struct fs *fs, struct node *dir, mode_t mode, int flags, const struct caller *who,
                  struct entry *entry, struct handle **out);
 int live_truncate(struct fs *fs, struct node *node, struct handle *handle, off_t size);
+
+/* --- live_device.c --- */
+/* Enters the device that the symlink LINK_FD leads to, if it is one to be served. -ENOENT. */
+int live_device_entry(struct fs *fs, int link_fd, struct entry *out);
+/* The same for a listing: false, and OUT is left alone. */
+bool live_device_item(struct fs *fs, int dir_fd, const char *name, struct dir_item *out);
+/* A descriptor of the device. */
+int live_device_open(struct fs *fs, struct node *node, int flags);
+extern const struct node_ops device_node_ops;
 
 /* --- live_dir.c --- */
 int live_opendir(struct fs *fs, struct node *node, struct handle **out);

@@ -108,6 +108,8 @@ static int live_item(struct handle *h, off_t off, struct dir_item *out)
 		e = in_block(d);
 		if (shown(d, e)) {
 			*out = (struct dir_item){e->d_name, e->d_ino, DTTOIF(e->d_type), e->d_off};
+			if (e->d_type == DT_LNK || e->d_type == DT_UNKNOWN)
+				live_device_item(h->fs, d->fd, e->d_name, out);
 			break;
 		}
 		d->pos += e->d_reclen;

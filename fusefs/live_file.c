@@ -26,6 +26,7 @@ enum { CREATE_TRIES = 16 };
 
 #include "ff_util.h"
 #include "fusefs/creds.h"
+#include "fusefs/fuse_api.h"
 #include "fusefs/inode.h"
 
 /* Flags that the source's descriptor gets from the caller's open. */
@@ -39,6 +40,7 @@ struct live_file {
 	int fd;
 	struct ff_disk *disk;
 	bool writable;
+	bool device;   /* of a block device */
 	bool direct;   /* the source's descriptor has O_DIRECT */
 	bool uncached; /* the kernel sends the caller's own reads and writes */
 };
@@ -83,7 +85,8 @@ static int new_file(struct fs *fs, struct node *node, int fd, int flags, struct 
 	f->fd = fd;
 	f->writable = (flags & O_ACCMODE) != O_RDONLY;
 	f->direct = flags & O_DIRECT;
-	f->uncached = f->direct || fs->uncached;
+	f->device = node->ops == &device_node_ops;
+	f->uncached = f->direct || fs->uncached || f->device;
 	handle_init(&f->h, &live_file_ops, fs, node);
 	if (f->uncached)
 		f->h.open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
@@ -116,17 +119,21 @@ static int check_regular(struct node *node)
 
 int live_open(struct fs *fs, struct node *node, int flags, struct handle **out)
 {
-	int fd, r = check_regular(node);
+	static const struct attr_change to_nothing = {.which = FUSE_SET_ATTR_SIZE};
+	bool device = node->ops == &device_node_ops;
+	int fd, r = device ? 0 : check_regular(node);
 
 	if (r < 0)
 		return r;
-	fd = reopen(node, flags & PASSED_FLAGS);
+	fd = device ? live_device_open(fs, node, flags & PASSED_FLAGS)
+	            : reopen(node, flags & PASSED_FLAGS);
 	if (fd < 0)
 		return fd;
 	r = new_file(fs, node, fd, flags, out);
 	if (r < 0 || !(flags & O_TRUNC))
 		return r;
-	r = live_truncate(fs, node, *out, 0);
+	r = device ? node->ops->setattr(fs, node, NULL, &to_nothing)
+	           : live_truncate(fs, node, *out, 0);
 	if (r < 0)
 		handle_free(*out);
 	return r;
@@ -203,7 +210,7 @@ static int open_existing(struct fs *fs, struct node *dir, const char *name, int 
 		return r;
 	r = live_open(fs, entry->node, flags, out);
 	if (r == 0 && flags & O_TRUNC) {
-		r = live_stat(fs, entry->node, &entry->st);
+		r = entry->node->ops->getattr(fs, entry->node, NULL, &entry->st);
 		if (r < 0)
 			handle_free(*out);
 	}
@@ -242,6 +249,14 @@ int live_tmpfile(struct fs *fs, struct node *dir, mode_t mode, int flags, const 
 	return fd < 0 ? fd : open_new(fs, fd, flags, entry, out);
 }
 
+/* Is this the end because there is nothing any more? A guest would take it for zeros. */
+static bool device_is_gone(struct handle *h)
+{
+	struct stat st;
+
+	return ff_device_stat(h->fs->store, h->node->fd, &st) < 0 || st.st_size == 0;
+}
+
 static int live_read(struct handle *h, void *buf, size_t size, off_t off, size_t *got)
 {
 	struct live_file *f = file_of(h);
@@ -260,6 +275,8 @@ static int live_read(struct handle *h, void *buf, size_t size, off_t off, size_t
 		if (f->direct) /* a short direct read is the end, or leaves an unaligned rest */
 			break;
 	}
+	if (done == 0 && size > 0 && f->device && device_is_gone(h))
+		return -EIO;
 	*got = done;
 	return 0;
 }
@@ -288,9 +305,29 @@ static int live_write(struct handle *h, const void *buf, size_t size, off_t off,
 	return r;
 }
 
+/* It has data from one end to the other. */
+static int seek_device(struct handle *h, off_t off, int whence, off_t *out)
+{
+	struct stat st;
+	int r = ff_device_stat(h->fs->store, h->node->fd, &st);
+
+	if (r < 0)
+		return r;
+	if (whence != SEEK_DATA && whence != SEEK_HOLE)
+		return -EINVAL;
+	if (off < 0 || off >= st.st_size)
+		return -ENXIO;
+	*out = whence == SEEK_DATA ? off : st.st_size;
+	return 0;
+}
+
 static int live_seek(struct handle *h, off_t off, int whence, off_t *out)
 {
-	off_t r = lseek(file_of(h)->fd, off, whence);
+	off_t r;
+
+	if (file_of(h)->device)
+		return seek_device(h, off, whence, out);
+	r = lseek(file_of(h)->fd, off, whence);
 
 	if (r < 0)
 		return -errno;
@@ -342,7 +379,7 @@ static int live_copy(struct handle *in, off_t in_off, struct handle *out, off_t 
 
 	if (!f->writable || !in->ops->read)
 		return -EBADF;
-	if (in->ops != &live_file_ops)
+	if (in->ops != &live_file_ops || f->device || file_of(in)->device)
 		return copy_in_memory(in, in_off, out, off, len, done);
 	change.len = FF_MIN(len, (size_t)1 << 30);
 	change.in_fd = file_of(in)->fd;

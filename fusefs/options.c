@@ -27,6 +27,7 @@ enum key {
 	KEY_FLEECE_LIMIT,
 	KEY_FLEECE_RESERVE,
 	KEY_EXCLUDE,
+	KEY_DEVICE,
 	KEY_SOURCE_LOCK,
 	KEY_LOG_LEVEL,
 	KEY_MAX_THREADS,
@@ -47,19 +48,13 @@ struct option_name {
 };
 
 static const struct option_name names[] = {
-    {"fleece-dir", KEY_FLEECE_DIR},
-    {"snapdir", KEY_SNAPDIR},
-    {"snapshot", KEY_SNAPSHOT},
-    {"cluster-size", KEY_CLUSTER_SIZE},
-    {"on-cbw-error", KEY_ON_CBW_ERROR},
-    {"cbw-timeout", KEY_CBW_TIMEOUT},
-    {"fleece-limit", KEY_FLEECE_LIMIT},
-    {"fleece-reserve", KEY_FLEECE_RESERVE},
-    {"exclude", KEY_EXCLUDE},
-    {"source-lock", KEY_SOURCE_LOCK},
-    {"log-level", KEY_LOG_LEVEL},
-    {"durable", KEY_DURABLE},
-    {"help", KEY_HELP},
+    {"fleece-dir", KEY_FLEECE_DIR},     {"snapdir", KEY_SNAPDIR},
+    {"snapshot", KEY_SNAPSHOT},         {"cluster-size", KEY_CLUSTER_SIZE},
+    {"on-cbw-error", KEY_ON_CBW_ERROR}, {"cbw-timeout", KEY_CBW_TIMEOUT},
+    {"fleece-limit", KEY_FLEECE_LIMIT}, {"fleece-reserve", KEY_FLEECE_RESERVE},
+    {"exclude", KEY_EXCLUDE},           {"device", KEY_DEVICE},
+    {"source-lock", KEY_SOURCE_LOCK},   {"log-level", KEY_LOG_LEVEL},
+    {"durable", KEY_DURABLE},           {"help", KEY_HELP},
     {"version", KEY_VERSION},
 };
 
@@ -73,6 +68,7 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("fleece-limit=", KEY_FLEECE_LIMIT),
     FUSE_OPT_KEY("fleece-reserve=", KEY_FLEECE_RESERVE),
     FUSE_OPT_KEY("exclude=", KEY_EXCLUDE),
+    FUSE_OPT_KEY("device=", KEY_DEVICE),
     FUSE_OPT_KEY("source-lock=", KEY_SOURCE_LOCK),
     FUSE_OPT_KEY("log-level=", KEY_LOG_LEVEL),
     FUSE_OPT_KEY("max_threads=", KEY_MAX_THREADS),
@@ -198,23 +194,35 @@ static int set_on_off(const char *name, const char *s, bool *out)
 	return 0;
 }
 
+static int add_to(char ***list, size_t *count, const char *value)
+{
+	char **longer = reallocarray(*list, *count + 1, sizeof *longer);
+
+	if (!longer)
+		return -ENOMEM;
+	*list = longer;
+	longer[*count] = NULL;
+	if (set_string(&longer[*count], value) < 0)
+		return -ENOMEM;
+	(*count)++;
+	return 0;
+}
+
 static int add_exclude(struct options *o, const char *glob)
 {
-	char **list;
+	if (*glob)
+		return add_to(&o->exclude, &o->exclude_count, glob);
+	ff_error("--exclude needs a pattern, such as '*.iso'");
+	return -EINVAL;
+}
 
-	if (!*glob) {
-		ff_error("--exclude needs a pattern, such as '*.iso'");
-		return -EINVAL;
-	}
-	list = reallocarray(o->exclude, o->exclude_count + 1, sizeof *list);
-	if (!list)
-		return -ENOMEM;
-	o->exclude = list;
-	list[o->exclude_count] = NULL;
-	if (set_string(&list[o->exclude_count], glob) < 0)
-		return -ENOMEM;
-	o->exclude_count++;
-	return 0;
+static int add_device(struct options *o, const char *glob)
+{
+	if (strncmp(glob, "/dev/", 5) == 0 && glob[5])
+		return add_to(&o->device, &o->device_count, glob);
+	ff_error("--device=%s: a pattern of paths in /dev is expected, such as '/dev/vg0/vm-*'",
+	         glob);
+	return -EINVAL;
 }
 
 static int set_policy(struct options *o, const char *v)
@@ -281,6 +289,8 @@ static int set_value(struct options *o, enum key key, const char *v)
 		return parse_size("fleece-reserve", v, 0, INT64_MAX, &o->fleece_reserve);
 	case KEY_EXCLUDE:
 		return add_exclude(o, v);
+	case KEY_DEVICE:
+		return add_device(o, v);
 	case KEY_SOURCE_LOCK:
 		return set_on_off("source-lock", v, &o->source_lock);
 	case KEY_LOG_LEVEL:
@@ -429,6 +439,9 @@ void options_free(struct options *o)
 	for (size_t i = 0; i < o->exclude_count; i++)
 		free(o->exclude[i]);
 	free(o->exclude);
+	for (size_t i = 0; i < o->device_count; i++)
+		free(o->device[i]);
+	free(o->device);
 }
 
 void options_print_help(void)
@@ -455,6 +468,8 @@ void options_print_help(void)
 	     "    --source-lock=on|off    keep QEMU from writing to files of SOURCE itself\n"
 	     "                            (default: on)\n"
 	     "    --exclude=GLOB          live but never frozen; repeatable (default: none)\n"
+	     "    --device=GLOB           symlinks in SOURCE to such block devices are served as\n"
+	     "                            files of their size; repeatable (default: none)\n"
 	     "    --log-level=LEVEL       what is logged: error, warning, info or debug and all\n"
 	     "                            before it (default: info)\n"
 	     "    --durable               snapshots survive power loss; costs a flush before\n"

@@ -28,6 +28,8 @@ struct options {
 	uint64_t fleece_limit, fleece_reserve;
 	char **exclude;
 	size_t exclude_count;
+	char **device; /* globs of block devices to serve, each beginning with /dev/ */
+	size_t device_count;
 	bool durable;
 	bool source_lock;
 	enum ff_log_level log_level;

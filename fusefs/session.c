@@ -145,6 +145,8 @@ static int open_store(struct session *s)
 	    .source_lock = o->source_lock,
 	    .exclude = (const char *const *)o->exclude,
 	    .exclude_count = o->exclude_count,
+	    .device = (const char *const *)o->device,
+	    .device_count = o->device_count,
 	};
 	int r = ff_store_open(&config, &s->fs.store);
 

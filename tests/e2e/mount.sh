@@ -20,7 +20,7 @@ cp "$src/a.img" "$tmp/ref"
 step "-h names every option, -V every version"
 "$fleecefs" -h >"$tmp/help" 2>&1
 for word in fleece-dir snapdir snapshot cluster-size on-cbw-error cbw-timeout fleece-limit \
-	fleece-reserve exclude durable allow_other break-snapshot break-guest-write; do
+	fleece-reserve exclude device durable allow_other break-snapshot break-guest-write; do
 	grep -q -e "$word" "$tmp/help" || fail "-h does not name $word"
 done
 "$fleecefs" -V >"$tmp/version" 2>&1

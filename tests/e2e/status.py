@@ -69,7 +69,7 @@ SUMS = {"frozen_bytes", "read_bytes", "preserved_bytes", "allocated_bytes", "sav
 TOP = {"version", "pid", "source", "mountpoint", "fleece_dir", "snapdir", "started", "uptime_seconds",
        "options", "fleece", "guest", "snapshots"}
 OPTIONS = {"cluster_size", "on_cbw_error", "cbw_timeout_seconds", "fleece_limit_bytes", "fleece_reserve_bytes",
-           "exclude", "durable", "snapshot"}
+           "exclude", "device", "durable", "snapshot"}
 FLEECE = {"used_bytes", "limit_bytes", "reserve_bytes", "free_bytes", "rate_bytes_per_second", "seconds_to_full"}
 GUEST = {"saves", "saved_bytes", "longest_wait_us", "p99_wait_us", "failed_saves"}
 SNAPSHOT = SUMS | {"name", "created", "age_seconds", "state", "reason", "durable", "open_files", "files", "disks"}
@@ -187,7 +187,7 @@ class Numbers:
         assert before - s["started"] - 0.05 <= s["uptime_seconds"] <= time.time() - s["started"] + 0.05
         near("start", s["started"], os.stat(f"/proc/{s['pid']}").st_ctime, 20)
         options = {"cluster_size": 4096, "on_cbw_error": "break-snapshot", "cbw_timeout_seconds": 0,
-                   "fleece_limit_bytes": None, "fleece_reserve_bytes": 64 << 20, "exclude": [],
+                   "fleece_limit_bytes": None, "fleece_reserve_bytes": 64 << 20, "exclude": [], "device": [],
                    "durable": False, "snapshot": None}
         options.update(self.options)
         same("options", s["options"], options)

@@ -61,6 +61,10 @@ static void check(const struct options *o)
 		fnmatch(o->exclude[i], name, 0);
 		fnmatch(o->exclude[i], "dir/disk.raw", 0);
 	}
+	for (size_t i = 0; i < o->device_count; i++) {
+		FUZZ_CHECK(strncmp(o->device[i], "/dev/", 5) == 0);
+		fnmatch(o->device[i], "/dev/vg0/vm-1", FNM_PATHNAME | FNM_PERIOD);
+	}
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
