@@ -26,13 +26,11 @@
 #include "fusefs/session.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 
@@ -41,6 +39,7 @@
 #include "fusefs/creds.h"
 #include "fusefs/dispatch.h"
 #include "fusefs/inode.h"
+#include "fusefs/limits.h"
 #include "fusefs/loop.h"
 #include "fusefs/mountpoint.h"
 #include "fusefs/notify.h"
@@ -48,7 +47,6 @@
 #include "fusefs/privileges.h"
 
 #define READ_AHEAD_KB    4096
-#define NODE_FD_RESERVE  4096
 #define MAX_THREADS      64
 #define MAX_IDLE_THREADS 16
 #define WAKE             SIGUSR1 /* to the main thread: look whether the session has ended */
@@ -79,36 +77,6 @@ static __attribute__((format(printf, 2, 0))) void log_libfuse(enum fuse_log_leve
 	line[strcspn(line, "\n")] = '\0';
 	if (*line)
 		ff_log(to, "%s", line);
-}
-
-/* Each node that the kernel knows takes a descriptor: allow as many as we may. */
-static void raise_file_limit(void)
-{
-	FILE *f = fopen("/proc/sys/fs/nr_open", "re");
-	unsigned long max = 0;
-	struct rlimit rl;
-
-	if (f) {
-		if (fscanf(f, "%lu", &max) != 1)
-			max = 0;
-		fclose(f);
-	}
-	if (getrlimit(RLIMIT_NOFILE, &rl) < 0)
-		return;
-	if (max > rl.rlim_max && setrlimit(RLIMIT_NOFILE, &(struct rlimit){max, max}) == 0)
-		return;
-	rl.rlim_cur = rl.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &rl);
-}
-
-/* The rest is for handles and for what the engine opens. */
-static int highest_node_fd(void)
-{
-	struct rlimit rl;
-
-	if (getrlimit(RLIMIT_NOFILE, &rl) < 0 || rl.rlim_cur > INT_MAX)
-		return INT_MAX;
-	return (int)(rl.rlim_cur - FF_MIN(rl.rlim_cur / 4, NODE_FD_RESERVE));
 }
 
 static int add_mount_options(struct fuse_args *args, const struct session *s)
@@ -418,8 +386,8 @@ static int serve(struct session *s)
 
 	end_signals(&ours);
 	pthread_sigmask(SIG_BLOCK, &ours, NULL);
-	raise_file_limit();
-	fs->highest_fd = highest_node_fd();
+	limits_raise();
+	fs->highest_fd = limits_highest_node_fd();
 	creds_setup(&fs->as_caller);
 	fs->se = s->se;
 	fs->source_fd = s->places.source_fd;

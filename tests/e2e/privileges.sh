@@ -118,3 +118,29 @@ pid=$(daemons " $mnt ")
 kill -TERM "$pid"
 wait_for 20 gone "$pid" || fail "the daemon in the background does not end"
 ! mountpoint -q "$mnt" || fail "the mount is left"
+
+step "a limit of file sizes is an error of a write's, and not the end of all disks"
+rm -rf "${src:?}"/*
+head -c 300000 /dev/urandom >"$src/disk"
+cp "$src/disk" "$tmp/was"
+# Where it cannot be raised. 512 KiB; no image is larger.
+(
+	ulimit -f 512
+	timeout 60 setpriv --bounding-set=-sys_resource "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" </dev/null >/dev/null
+)
+mkdir "$snaps/s"
+! dd if=/dev/zero of="$mnt/disk" bs=64K count=1 seek=15 conv=notrunc,fsync 2>"$tmp/err" || fail "it writes beyond the limit"
+grep -q "File too large" "$tmp/err" || fail "$(cat "$tmp/err")"
+! truncate -s 2M "$mnt/disk" 2>"$tmp/err" || fail "it grows beyond the limit"
+dd if=/dev/zero of="$mnt/disk" bs=64K count=1 conv=notrunc,fsync status=none
+cmp "$snaps/s/disk" "$tmp/was"
+umount_fs
+# And where it can.
+(
+	ulimit -Sf 512
+	mount_fs
+)
+dd if=/dev/zero of="$mnt/disk" bs=64K count=1 seek=15 conv=notrunc,fsync status=none
+cmp "$snaps/s/disk" "$tmp/was"
+rmdir "$snaps/s"
+umount_fs
