@@ -413,6 +413,16 @@ static int preserve_counted(struct link *top, const struct effect *e, uint64_t f
 	return r;
 }
 
+/* After a change: a freeze that does not see this has the change's times already. The epoch may
+ * rise between the two steps, and another thread note that it has; that must stay. */
+static void touch(struct ff_disk *d)
+{
+	unsigned now = atomic_load(&d->store->epoch), before = atomic_load(&d->touched);
+
+	while (before < now && !atomic_compare_exchange_weak(&d->touched, &before, now))
+		;
+}
+
 /* Both phases. */
 static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 {
@@ -447,8 +457,7 @@ static int change(struct ff_disk *d, const struct ff_change *c, size_t *done)
 	r = change_source(d, c, done);
 	if (disk_is_device(d))
 		device_touch(disk_device(d));
-	/* After the change: a freeze that does not see this has the change's times already. */
-	atomic_store(&d->touched, atomic_load(&d->store->epoch));
+	touch(d);
 	barrier_exit(d->store->writes, token);
 	if (saved)
 		atomic_fetch_sub(&saved->pins, 1);
