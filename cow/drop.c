@@ -438,7 +438,7 @@ static int wait_for_readers(struct ff_snap *snap)
 {
 	struct timespec until;
 
-	clock_gettime(CLOCK_REALTIME, &until);
+	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += READERS_WAIT_S;
 	FF_GUARD(&snap->lock);
 	while (snap->readers > 0 || snap->looks > 0) {

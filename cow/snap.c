@@ -27,6 +27,7 @@ struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq)
 {
 	struct ff_snap *snap = calloc(1, sizeof *snap);
 	char *copy = strdup(name);
+	pthread_condattr_t clock;
 
 	if (!snap || !copy) {
 		free(snap);
@@ -37,7 +38,11 @@ struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq)
 	snap->seq = seq;
 	atomic_init(&snap->refs, 1);
 	pthread_mutex_init(&snap->lock, NULL);
-	pthread_cond_init(&snap->idle, NULL);
+	/* a drop waits for some seconds, whatever becomes of the time of day */
+	pthread_condattr_init(&clock);
+	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+	pthread_cond_init(&snap->idle, &clock);
+	pthread_condattr_destroy(&clock);
 	snap_set_name(snap, copy);
 	return snap;
 }
