@@ -231,15 +231,14 @@ static int close_unused(struct ff_disk *d, void *ctx)
 	int fds[CLOSED_AT_ONCE];
 	size_t n = 0;
 
-	/* A job that nobody waits for any more may use any of them: the next disk that nobody uses
-	 * any more will see to them. */
-	if (atomic_load(&s->late) > 0) {
-		atomic_store(&s->left_open, true);
-		return 0;
-	}
 	pthread_mutex_lock(&s->chain);
 	pthread_mutex_lock(&s->disks_lock);
-	if (d->users == 0 && atomic_load(&d->top)) {
+	/* A job that nobody waits for any more may use any of them: the next disk that nobody uses
+	 * any more will see to them. Who began a job was a user of the disk until after that, so
+	 * without users none can begin that is not counted yet. */
+	if (atomic_load(&s->late) > 0) {
+		atomic_store(&s->left_open, true);
+	} else if (d->users == 0 && atomic_load(&d->top)) {
 		take_high(s, &d->path_fd, fds, &n);
 		take_high(s, &d->source_fd, fds, &n);
 		take_high(s, &d->old_fd, fds, &n);
