@@ -196,11 +196,13 @@ static int record_all(struct link *const *links, size_t n, bool hangs, const cha
 
 	for (size_t i = 0; i < n; i++) {
 		struct link *l = links[i];
+		char dir[NAME_MAX + 1];
 		int e;
 
+		link_dir_name(l, dir);
 		ff_error("%s/%s/%s: the frozen view is lost: %s; reading it gives EIO, rmdir of "
 		         "the snapshot frees its space",
-		         l->disk->store->fleece_path, l->dir->name, ff_image_path(l->img), why);
+		         l->disk->store->fleece_path, dir, ff_image_path(l->img), why);
 		e = lost_record(l, hangs);
 		r = r ? r : e;
 		atomic_fetch_sub(&l->pins, 1);
@@ -335,11 +337,20 @@ static int set_backing(struct link *l, struct link *newer, const char *path)
 	r = ff_image_set_backing(l->img, name, format);
 	if (r == -ENAMETOOLONG)
 		r = backing_by_symlink(l, target, format);
-	if (r)
+	if (r) {
+		char dir[NAME_MAX + 1];
+
+		link_dir_name(l, dir);
 		ff_error("%s/%s/%s: cannot record its backing file: %s",
-		         l->disk->store->fleece_path, l->dir->name, ff_image_path(l->img),
-		         strerror(-r));
+		         l->disk->store->fleece_path, dir, ff_image_path(l->img), strerror(-r));
+	}
 	return r;
+}
+
+void link_dir_name(const struct link *l, char out[NAME_MAX + 1])
+{
+	FF_GUARD(&l->disk->store->snaps_lock);
+	snprintf(out, NAME_MAX + 1, "%s", l->dir->name);
 }
 
 void link_pin(struct link *l)

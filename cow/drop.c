@@ -73,6 +73,13 @@ static void remove_tree(int dirfd, const char *name)
 	io_unlinkat(dirfd, name, AT_REMOVEDIR);
 }
 
+void fleece_dir_renamed(struct ff_store *s, struct fleece_dir *dir, char *name)
+{
+	FF_GUARD(&s->snaps_lock);
+	free(dir->name);
+	dir->name = name;
+}
+
 void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir)
 {
 	struct fleece_dir **at;
@@ -515,10 +522,8 @@ static void forget(struct ff_snap *snap, char *name)
 {
 	struct ff_store *s = snap->store;
 
-	if (name) {
-		free(snap->dir->name);
-		snap->dir->name = name;
-	}
+	if (name)
+		fleece_dir_renamed(s, snap->dir, name);
 	unpublish(snap);
 	if (snap->links)
 		drop_collect(s, snap->links, snap->link_count);

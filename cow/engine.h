@@ -25,6 +25,7 @@
 #ifndef FF_COW_ENGINE_H
 #define FF_COW_ENGINE_H
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -51,7 +52,7 @@ struct identity {
 /* A directory of FLEECE_DIR: NAME of a visible snapshot, or .dropped-SEQ of a hidden one. */
 struct fleece_dir {
 	int fd;
-	char *name;     /* lock: admin */
+	char *name;     /* lock: admin and snaps to change it, one of the two to read it */
 	unsigned links; /* links whose images lie here; lock: admin */
 	bool kept;      /* it holds images that are left to the next mount; lock: admin */
 	struct fleece_dir *next_hidden; /* lock: admin */
@@ -289,6 +290,8 @@ void link_free(struct link *l);
 void link_pin(struct link *l);
 /* The absolute path, malloc'd, of the source that a disk's path names. */
 char *source_path(const struct ff_store *s, const char *path);
+/* The name that LINK's directory has now, for messages: to be asked by any thread. */
+void link_dir_name(const struct link *l, char out[NAME_MAX + 1]);
 /* Sets the backing file name of LINK's image to NEWER's image, or to the source. Locks: admin. */
 int link_set_backing(struct link *l, struct link *newer);
 /* The same for the newest link of a disk whose path changed. Locks: paths held. */
@@ -351,6 +354,8 @@ void drop_collect(struct ff_store *s, struct link *const *links, size_t count);
 /* Gives the directory NAME a name of a dropped snapshot's, in OUT. */
 int drop_rename(struct ff_store *s, const char *name, char *out, size_t size);
 void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir);
+/* DIR has been renamed to NAME, which is malloc'd and taken over. Locks: admin. */
+void fleece_dir_renamed(struct ff_store *s, struct fleece_dir *dir, char *name);
 /* Frees DIR, of which no link is left, and leaves what is in it to the next mount. */
 void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir);
 int recover(struct ff_store *s);

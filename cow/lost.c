@@ -127,8 +127,10 @@ static int record(struct link *l, bool hangs)
 {
 	struct ff_store *s = l->disk->store;
 	unsigned limit = s->cfg.cbw_timeout;
+	char dir[NAME_MAX + 1];
 	int r, noted;
 
+	link_dir_name(l, dir);
 	if (hangs) {
 		noted = write_note(l);
 		r = write_header_timed(l, 0);
@@ -138,16 +140,16 @@ static int record(struct link *l, bool hangs)
 		r = limit ? write_header_timed(l, limit) : write_header(l);
 		if (r) {
 			ff_warning("%s/%s/%s: cannot be marked as broken (%s): noted in %s/%s",
-			           s->fleece_path, l->dir->name, ff_image_path(l->img),
-			           strerror(-r), s->source_path, s->aside_path);
+			           s->fleece_path, dir, ff_image_path(l->img), strerror(-r),
+			           s->source_path, s->aside_path);
 			r = write_note(l);
 		}
 	}
 	if (r)
 		ff_error("%s/%s/%s: that this view is lost can be recorded neither there nor in "
 		         "%s/%s (%s): writes that rely on it fail; make one of them writable",
-		         s->fleece_path, l->dir->name, ff_image_path(l->img), s->source_path,
-		         s->aside_path, strerror(-r));
+		         s->fleece_path, dir, ff_image_path(l->img), s->source_path, s->aside_path,
+		         strerror(-r));
 	return r;
 }
 

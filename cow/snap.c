@@ -236,8 +236,7 @@ int ff_store_rename_snap(struct ff_store *store, const char *from, const char *t
 		free(list_name);
 		free(dir_name);
 	} else {
-		free(snap->dir->name);
-		snap->dir->name = dir_name;
+		fleece_dir_renamed(store, snap->dir, dir_name);
 		rename_backings(snap);
 		snap_set_name(snap, list_name);
 	}

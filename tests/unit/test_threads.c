@@ -5,6 +5,7 @@
  * column, the higher one first.
  */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ff_log.h"
 #include "ff_util.h"
 #include "fixture.h"
 
@@ -127,5 +129,48 @@ Test(threads, views_hold_one_moment_and_keep_it)
 	atomic_store(&stop, true);
 	for (int i = 0; i < WRITERS; i++)
 		pthread_join(threads[i], NULL);
+	fixture_done(&fx);
+}
+
+static void *rewrite(void *ctx)
+{
+	static char block[BLOCK];
+	struct ff_disk *disk;
+	int fd = live_open(&fx, "a", &disk);
+
+	for (unsigned n = 1; !atomic_load(&stop); n++) {
+		memset(block, (int)(n / (ROWS * WRITERS)), sizeof block);
+		cr_assert_eq(
+		    live_write(disk, fd, block, BLOCK, (off_t)(n % (ROWS * WRITERS)) * BLOCK), 0);
+	}
+	ff_disk_put(disk);
+	close(fd);
+	return NULL;
+}
+
+/* What is said of a view that breaks names its directory, whatever that is called by then. */
+Test(threads, views_break_while_they_are_renamed_and_dropped)
+{
+	uint64_t broken = 0;
+	pthread_t writer;
+
+	atomic_store(&stop, false);
+	fixture_init(&fx, 4096);
+	make_disk("a");
+	fixture_file(&fx, "a", (size_t)ROWS * WRITERS * BLOCK, 1);
+	fx.config.fleece_limit = 10 << 10; /* an image, and nothing in it */
+	fixture_open(&fx);
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	pthread_create(&writer, NULL, rewrite, NULL);
+	for (int round = 0; round < 8 * ROUNDS; round++) {
+		cr_assert_eq(ff_store_freeze(fx.store, "from", 0), 0);
+		usleep(round % 8 * 50);
+		cr_assert_eq(ff_store_rename_snap(fx.store, "from", "to"), 0);
+		broken += frozen_error(&fx, "to", "a") == -EIO;
+		cr_assert_eq(ff_store_drop(fx.store, "to"), 0);
+	}
+	atomic_store(&stop, true);
+	pthread_join(writer, NULL);
+	cr_assert_gt(broken, 0);
 	fixture_done(&fx);
 }
