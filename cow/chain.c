@@ -22,6 +22,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "cow/changes.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/names.h"
@@ -55,6 +56,7 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 
 void link_free(struct link *l)
 {
+	zeros_forget(l);
 	ff_image_free(l->img);
 	l->dir->links--;
 	disk_unref(l->disk);

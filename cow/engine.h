@@ -97,6 +97,7 @@ struct link {
 	const char *_Atomic why;    /* it broke, set before broken; static */
 	struct link *next_notable;  /* constant once on the list */
 	struct link_stats *_Atomic stats; /* NULL until there is something to count */
+	struct zero_map *_Atomic zeros;   /* NULL until first asked for; set once */
 };
 
 struct device;
@@ -144,6 +145,7 @@ struct ff_snap {
 	atomic_uint refs;
 	char *name;                     /* lock: snaps */
 	atomic_uint_fast64_t name_hash; /* of the name, for st_ino */
+	uint64_t naming;                /* lock: snaps; no other snapshot or name has it */
 	uint64_t seq;
 	bool ephemeral;
 	struct fleece_dir *dir; /* lock: admin */
@@ -192,6 +194,7 @@ struct ff_store {
 	pthread_mutex_t snaps_lock;
 	struct ff_snap *snaps;     /* lock: snaps_lock; oldest first */
 	struct timespec changed;   /* lock: snaps_lock */
+	uint64_t namings;          /* lock: snaps_lock; names that were given */
 	struct fleece_dir *hidden; /* lock: admin; directories of dropped snapshots */
 	uint64_t next_seq;         /* lock: admin */
 	uint64_t next_drop;        /* lock: admin; for names of dropped snapshots */
@@ -331,6 +334,10 @@ int guest_error(int r);
 int preserve_change(struct ff_disk *d, const struct ff_change *c, size_t *done);
 /* Waits for the saves of these clusters that are under way. */
 void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count);
+
+/* --- frozen.c --- */
+/* The first entry of DIR that is not before NAME. */
+uint32_t frozen_entry_at(const struct ff_frozen *dir, const char *name);
 
 /* --- freeze.c, drop.c, recover.c --- */
 #define DROPPED ".dropped-" /* begins the name of a dropped snapshot's directory */

@@ -18,8 +18,7 @@ const struct ff_frozen *ff_snap_root(const struct ff_snap *snap)
 	return &snap->tree->inodes[0];
 }
 
-/* First entry that is not before NAME. */
-static uint32_t entry_at(const struct ff_frozen *dir, const char *name)
+uint32_t frozen_entry_at(const struct ff_frozen *dir, const char *name)
 {
 	uint32_t lo = 0, hi = dir->entry_count;
 
@@ -54,7 +53,7 @@ int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, co
 	r = shown(snap, dir);
 	if (r)
 		return r;
-	i = entry_at(dir, name);
+	i = frozen_entry_at(dir, name);
 	if (i == dir->entry_count || strcmp(dir->entries[i].name, name) != 0)
 		return -ENOENT;
 	*out = &snap->tree->inodes[dir->entries[i].inode];

@@ -146,8 +146,7 @@ static uint8_t *put_extension(uint8_t *p, uint32_t id, size_t len)
 	return p + 8;
 }
 
-static void put_fixed_header(const struct qcow2_head *head, const struct qcow2_layout *l,
-                             uint8_t *buf)
+static void put_fixed_header(const struct qcow2_layout *l, uint64_t incompatible, uint8_t *buf)
 {
 	ff_put_be32(buf, MAGIC);
 	ff_put_be32(buf + 4, 3);
@@ -157,24 +156,51 @@ static void put_fixed_header(const struct qcow2_head *head, const struct qcow2_l
 	ff_put_be64(buf + 40, l->l1_first * l->cluster_size);
 	ff_put_be64(buf + 48, l->rt_first * l->cluster_size);
 	ff_put_be32(buf + 56, (uint32_t)l->rt_count);
-	ff_put_be64(buf + 72, head->desc.broken ? INCOMPAT_CORRUPT : 0);
+	ff_put_be64(buf + 72, incompatible);
 	ff_put_be32(buf + 96, 0);
 	ff_put_be32(buf + 100, HEADER_LENGTH);
+}
+
+static uint8_t *put_format(uint8_t *p, const char *format)
+{
+	size_t len = strlen(format);
+
+	p = put_extension(p, EXT_FORMAT, len);
+	memcpy(p, format, len);
+	return p + ff_round_up(len, 8);
+}
+
+static void put_backing(uint8_t *buf, uint8_t *p, const char *backing)
+{
+	size_t len = strlen(backing);
+
+	if (!len)
+		return;
+	ff_put_be64(buf + 8, (uint64_t)(p - buf));
+	ff_put_be32(buf + 16, (uint32_t)len);
+	memcpy(p, backing, len);
+}
+
+void qcow2_plain_head_encode(const struct qcow2_layout *l, const char *backing, uint8_t *buf)
+{
+	uint8_t *p = buf + HEADER_LENGTH;
+
+	memset(buf, 0, QCOW2_HEAD_SIZE);
+	put_fixed_header(l, 0, buf);
+	if (*backing)
+		p = put_format(p, "qcow2");
+	put_backing(buf, put_extension(p, 0, 0), backing);
 }
 
 void qcow2_head_encode(const struct qcow2_head *head, const struct qcow2_layout *l, uint8_t *buf)
 {
 	const struct ff_image_desc *d = &head->desc;
-	size_t backing = strlen(head->backing), format = strlen(head->format);
 	uint8_t *p = buf + HEADER_LENGTH, *sum;
 
 	memset(buf, 0, QCOW2_HEAD_SIZE);
-	put_fixed_header(head, l, buf);
-	if (backing) {
-		p = put_extension(p, EXT_FORMAT, format);
-		memcpy(p, head->format, format);
-		p += ff_round_up(format, 8);
-	}
+	put_fixed_header(l, d->broken ? INCOMPAT_CORRUPT : 0, buf);
+	if (*head->backing)
+		p = put_format(p, head->format);
 	p = put_extension(p, EXT_OURS, EXT_LEN);
 	ff_put_be32(p, EXT_VERSION);
 	ff_put_be32(p + 4, (d->broken ? FLAG_BROKEN : 0) | (d->durable ? FLAG_DURABLE : 0) |
@@ -186,12 +212,7 @@ void qcow2_head_encode(const struct qcow2_head *head, const struct qcow2_layout 
 	ff_put_be32(p + 40, d->disk_btime_nsec);
 	ff_put_be32(p + 44, d->cluster_size);
 	sum = p + EXT_SUM;
-	p = put_extension(p + EXT_LEN, 0, 0);
-	if (backing) {
-		ff_put_be64(buf + 8, (uint64_t)(p - buf));
-		ff_put_be32(buf + 16, (uint32_t)backing);
-		memcpy(p, head->backing, backing);
-	}
+	put_backing(buf, put_extension(p + EXT_LEN, 0, 0), head->backing);
 	ff_put_be64(sum, XXH3_64bits(buf, QCOW2_HEAD_SIZE));
 }
 

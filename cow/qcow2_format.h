@@ -51,6 +51,10 @@ struct qcow2_head {
 /* -EINVAL: not a cluster size; -EFBIG: too large a disk for it. */
 int qcow2_layout(uint64_t size, uint32_t cluster_size, struct qcow2_layout *out);
 
+/* The head of an image that is not a fleecing image, with a backing file that is a qcow2 image or
+ * (empty) none, of at most QCOW2_BACKING_MAX bytes. BUF: QCOW2_HEAD_SIZE bytes, all written. */
+void qcow2_plain_head_encode(const struct qcow2_layout *l, const char *backing, uint8_t *buf);
+
 /* BUF: QCOW2_HEAD_SIZE bytes, all written. The head must be one that has a layout, L. */
 void qcow2_head_encode(const struct qcow2_head *head, const struct qcow2_layout *l, uint8_t *buf);
 /* -EINVAL, with *WHY saying what is wrong (static), unless BUF is exactly what encode would write.

@@ -52,6 +52,7 @@ void snap_set_name(struct ff_snap *snap, char *name)
 	FF_GUARD(&snap->store->snaps_lock);
 	free(snap->name);
 	snap->name = name;
+	snap->naming = ++snap->store->namings;
 	atomic_store(&snap->name_hash, XXH3_64bits(name, strlen(name)));
 	clock_gettime(CLOCK_REALTIME, &snap->store->changed);
 }
@@ -88,6 +89,18 @@ int ff_snap_get(struct ff_store *store, const char *name, struct ff_snap **out)
 			return 0;
 		}
 	return -ENOENT;
+}
+
+uint64_t ff_snap_naming(const struct ff_snap *snap, char name[FF_SNAP_NAME_MAX + 1])
+{
+	FF_GUARD(&snap->store->snaps_lock);
+	snprintf(name, FF_SNAP_NAME_MAX + 1, "%s", snap->name);
+	return snap->naming;
+}
+
+bool ff_snap_older(const struct ff_snap *snap, const struct ff_snap *than)
+{
+	return snap->seq < than->seq;
 }
 
 struct ff_snap *ff_snap_ref(struct ff_snap *snap)

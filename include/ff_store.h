@@ -25,6 +25,8 @@ struct ff_disk;
 struct ff_snap;
 struct ff_frozen;
 struct ff_reader;
+struct ff_since;
+struct ff_since_file;
 
 /* The name in the root of SOURCE that the mount never shows: the default FLEECE_DIR, and the home
  * of disks which were unlinked but are still needed. */
@@ -254,6 +256,88 @@ bool ff_snap_dropped(const struct ff_snap *snap);
  * ff_reader_open(). */
 int ff_frozen_digest(struct ff_snap *snap, const struct ff_frozen *f, bool (*stop)(void *ctx),
                      void *ctx, uint8_t out[16]);
+
+/* --- what changed between two snapshots ---------------------------------------------------------
+ * A struct ff_since is one frozen disk as against an older snapshot, or against nothing: then all
+ * of it counts as changed. Two files can be made up from it, which never change: an image, that is
+ * a file in the format of images with what changed, which leads to the image of the older snapshot
+ * that a backup has already; and the ranges that changed, as a sparse file. */
+
+/* A name that no other snapshot has, nor this one once it was renamed, with the present name. */
+uint64_t ff_snap_naming(const struct ff_snap *snap, char name[FF_SNAP_NAME_MAX + 1]);
+/* Was it made before the other? */
+bool ff_snap_older(const struct ff_snap *snap, const struct ff_snap *than);
+
+#define FF_SINCE_NAME_MAX 255
+
+enum ff_since_kind {
+	FF_SINCE_NONE, /* nothing is made up from it */
+	FF_SINCE_DIR,
+	FF_SINCE_IMAGE,
+	FF_SINCE_RANGES, /* is found, and not listed */
+};
+
+/* The I-th inode of DIR, and the name of the directory or image that is made up from it; -ENOENT
+ * past the last. */
+int ff_since_entry(const struct ff_snap *snap, const struct ff_frozen *dir, size_t i,
+                   char name[FF_SINCE_NAME_MAX + 1], enum ff_since_kind *kind,
+                   const struct ff_frozen **out);
+
+/* What is called NAME where DIR is shown in this way, and the inode that it is made up from.
+ * STORED: the name of that one, owned by the snapshot; no other name in it is at the same address.
+ */
+int ff_since_find(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,
+                  enum ff_since_kind *kind, const char **stored, const struct ff_frozen **out);
+
+struct ff_since_pair {
+	struct ff_snap *new;
+	struct ff_snap *old;  /* NULL: nothing; else older than NEW */
+	const char *old_name; /* for names of backing files */
+	const char *backing;  /* the pattern of those, or NULL for "%u%o/%p": %u leads out of the
+	                         copy's root ("../" for each directory), %o is OLD_NAME, %p the path
+	                         of the disk's image in OLD, %% is % */
+};
+
+/* Is it one? */
+bool ff_since_backing_valid(const char *pattern);
+
+/* Of the regular file F, called NAME in DIR, a directory of NEW. Takes as long as a look at what
+ * changed; reads none of it. -EIO, logged: what changed cannot be known, or its view is lost.
+ * -ENAMETOOLONG, logged: of the backing file. -ESTALE: one of the two was dropped. */
+int ff_since_make(const struct ff_since_pair *pair, const struct ff_frozen *dir, const char *name,
+                  const struct ff_frozen *f, struct ff_since **out);
+void ff_since_free(struct ff_since *since);
+
+uint64_t ff_since_image_size(const struct ff_since *since);
+/* Bytes of the disk that count as changed. */
+uint64_t ff_since_changed(const struct ff_since *since);
+/* Its path in the older snapshot, or NULL: it is not there. */
+const char *ff_since_old_path(const struct ff_since *since);
+
+/* Opens it for the following; keeps both snapshots from being dropped. SINCE has to outlive it. Use
+ * by many threads at once. */
+int ff_since_open(const struct ff_since *since, struct ff_since_file **out);
+void ff_since_flushed(struct ff_since_file *file);
+void ff_since_close(struct ff_since_file *file);
+
+/* As ff_reader_read(): of the image; and of the sparse file of the disk's size that has the bytes
+ * of what changed, and zeros elsewhere. */
+int ff_since_read_image(struct ff_since_file *file, void *buf, size_t len, off_t off, size_t *got);
+int ff_since_read_ranges(struct ff_since_file *file, void *buf, size_t len, off_t off, size_t *got);
+
+struct ff_since_run {
+	uint64_t off, len;
+	bool zero; /* reads as zeros; only if that was asked for */
+};
+
+/* The first run of changed bytes from OFF on, which may go on in the next. KINDS: all of it is
+ * zeros, or is not known to be. -ENXIO: there is none. */
+int ff_since_next(struct ff_since_file *file, uint64_t off, bool kinds, struct ff_since_run *out);
+
+/* Calls FN with a path of each disk of OLD that NEW has not, until it returns non-zero; returns
+ * that. */
+int ff_since_deleted(const struct ff_snap *new, const struct ff_snap *old,
+                     int (*fn)(void *ctx, const char *path), void *ctx);
 
 /* --- what happens
  * --------------------------------------------------------------------------------- Looks at the

@@ -1,0 +1,254 @@
+/*
+ * Which clusters of a frozen view read as zeros, without a look at their bytes: zero clusters of
+ * images, what lies beyond a newer link's end, holes of the source.
+ *
+ * The last may change though the bytes do not: zeros written over a hole are saved nowhere. A file
+ * that is made up with the answer in its layout must not change, so each answer is kept with its
+ * link, from the first time that it was asked for: two bits a cluster, in chunks that are allocated
+ * when needed, of which one that is all data or all zeros takes none. That is at most twice what
+ * the marks of an image take, and only for clusters that were asked for; they are those that
+ * changed between two snapshots, or, when a whole image was asked for, all. It cannot be given up
+ * while the view lives, and goes with its link.
+ *
+ * Only "zeros" needs proof; what is called data is read anyway. A hole of the source is one of the
+ * view if the cluster is still the source's after the hole was seen (frozen readers reason in the
+ * same way).
+ *
+ * A map's `lock` guards all of it, and is held while the source is asked for its extents: others
+ * who want to know of the same disk wait for the same answer. Nobody else takes it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cow/changes.h"
+#include "cow/io.h"
+#include "ff_util.h"
+
+enum { KINDS = 512 };
+
+enum chunk_state {
+	CHUNK_BITS, /* as bits say; without any: nothing is known */
+	CHUNK_DATA, /* all of it is known to be data */
+	CHUNK_ZERO, /* all of it is zeros */
+};
+
+struct chunk {
+	uint64_t known[CHANGES_WORDS];
+	uint64_t zero[CHANGES_WORDS];
+};
+
+/* What the source said last: [from, to) is a hole, or has data. It stays true of what is still the
+ * source's, for that was so ever since the freeze. */
+struct extent {
+	uint64_t from, to;
+	bool hole;
+};
+
+struct zero_map {
+	pthread_mutex_t lock; /* the following */
+	size_t count;         /* constant */
+	uint8_t *state;
+	struct chunk **chunks;
+	struct extent extent;
+};
+
+static void map_free(struct zero_map *m)
+{
+	for (size_t i = 0; m->chunks && i < m->count; i++)
+		free(m->chunks[i]);
+	free(m->chunks);
+	free(m->state);
+	pthread_mutex_destroy(&m->lock);
+	free(m);
+}
+
+void zeros_forget(struct link *l)
+{
+	struct zero_map *m = atomic_exchange(&l->zeros, NULL);
+
+	if (m)
+		map_free(m);
+}
+
+static int map_of(struct link *l, struct zero_map **out)
+{
+	struct zero_map *m = atomic_load(&l->zeros), *none = NULL;
+
+	if (!m) {
+		m = calloc(1, sizeof *m);
+		if (!m)
+			return -ENOMEM;
+		pthread_mutex_init(&m->lock, NULL);
+		m->count = (size_t)ff_div_up(l->clusters, CHANGES_MAX);
+		m->state = calloc(m->count + 1, 1);
+		m->chunks = calloc(m->count + 1, sizeof *m->chunks);
+		if (!m->state || !m->chunks) {
+			map_free(m);
+			return -ENOMEM;
+		}
+		if (!atomic_compare_exchange_strong(&l->zeros, &none, m)) {
+			map_free(m);
+			m = none;
+		}
+	}
+	*out = m;
+	return 0;
+}
+
+/* Asks the source about the byte at OFF, unless that is known. */
+static int look(struct link *l, uint64_t off, struct extent *e)
+{
+	uint64_t data, hole;
+	int fd, r;
+
+	if (off >= e->from && off < e->to)
+		return 0;
+	r = disk_source(l->disk, &fd);
+	if (!r)
+		r = io_seek(fd, off, SEEK_DATA, &data);
+	if (r == -ENXIO || (!r && data > off)) {
+		*e = (struct extent){off, r ? UINT64_MAX : data, true};
+		return 0;
+	}
+	if (!r)
+		r = io_seek(fd, off, SEEK_HOLE, &hole);
+	if (r == -ENXIO) { /* it became shorter just now */
+		*e = (struct extent){off, UINT64_MAX, true};
+		return 0;
+	}
+	if (!r)
+		*e = (struct extent){off, FF_MAX(hole, off + 1), false};
+	return r;
+}
+
+/* Of at most *COUNT clusters from FIRST on, which were the source's: how many are alike, and
+ * whether they are zeros. *COUNT 0: they are the source's no more. */
+static int look_live(struct link *l, uint64_t first, uint64_t *count, struct extent *e, bool *zero)
+{
+	size_t size = ff_image_desc(l->img)->cluster_size;
+	uint64_t end, still;
+	struct owner o;
+	int r = look(l, first * size, e);
+
+	if (r)
+		return r;
+	*zero = e->hole && e->to - first * size >= size;
+	if (!*zero) {
+		end = e->hole ? first + 1 : ff_div_up(e->to, size);
+		*count = FF_MIN(*count, end - first);
+		return 0;
+	}
+	*count = FF_MIN(*count, e->to / size - first);
+	atomic_thread_fence(memory_order_seq_cst);
+	still = chain_resolve(l, first, *count, &o);
+	*count = o.kind == OWNER_LIVE ? FF_MIN(*count, still) : 0;
+	return 0;
+}
+
+/* The same of what the image of OWNER has. */
+static int look_owned(struct link *owner, uint64_t first, uint64_t *count, bool *zero)
+{
+	uint8_t kinds[KINDS];
+	uint64_t n = FF_MIN(*count, (uint64_t)KINDS), i = 0;
+	int r = ff_image_kinds(owner->img, first, n, kinds);
+
+	if (r)
+		return r;
+	while (i < n && kinds[i] == kinds[0])
+		i++;
+	*zero = kinds[0] == FF_KIND_ZERO;
+	*count = i;
+	return 0;
+}
+
+/* Looks at the clusters [first, end), whose bits begin with BASE's. The caller has the barrier
+ * `reads`. */
+static int find_out(struct link *l, uint64_t base, uint64_t first, uint64_t end, struct extent *e,
+                    struct chunk *c)
+{
+	while (first < end) {
+		struct owner o;
+		uint64_t n = chain_resolve(l, first, end - first, &o);
+		bool zero = true;
+		int r = 0;
+
+		if (o.kind == OWNER_LIVE)
+			r = look_live(l, first, &n, e, &zero);
+		else if (o.kind == OWNER_LINK)
+			r = look_owned(o.link, first, &n, &zero);
+		if (r)
+			return r == -ENOMEM ? r : -EIO;
+		if (zero)
+			bits_set(c->zero, (unsigned)(first - base), (unsigned)(first - base + n));
+		bits_set(c->known, (unsigned)(first - base), (unsigned)(first - base + n));
+		first += n;
+	}
+	return 0;
+}
+
+/* One that is known altogether, and all alike, needs no bits. */
+static void pack(struct zero_map *m, size_t i, unsigned count)
+{
+	struct chunk *c = m->chunks[i];
+
+	if (bits_find(c->known, 0, count, false) < count)
+		return;
+	if (bits_find(c->zero, 0, count, true) == count)
+		m->state[i] = CHUNK_DATA;
+	else if (bits_find(c->zero, 0, count, false) == count)
+		m->state[i] = CHUNK_ZERO;
+	if (m->state[i] != CHUNK_BITS)
+		free(ff_take_ptr(&m->chunks[i]));
+}
+
+/* Makes what WANTED asks known. Lock: the map's. */
+static int learn(struct zero_map *m, struct link *l, size_t i, unsigned count,
+                 const uint64_t *wanted)
+{
+	struct barrier *reads = l->disk->store->reads;
+	uint64_t base = (uint64_t)i * CHANGES_MAX, missing[CHANGES_WORDS];
+	struct chunk *c;
+	int r = 0;
+
+	if (m->state[i] != CHUNK_BITS)
+		return 0;
+	c = m->chunks[i];
+	for (unsigned w = 0; w < CHANGES_WORDS; w++)
+		missing[w] = w * 64 >= count ? 0 : wanted[w] & ~(c ? c->known[w] : 0);
+	if (bits_find(missing, 0, count, true) == count)
+		return 0;
+	if (!c && !(c = m->chunks[i] = calloc(1, sizeof *c)))
+		return -ENOMEM;
+	for (unsigned at = 0, to; !r && (at = bits_find(missing, at, count, true)) < count;
+	     at = to) {
+		unsigned token = barrier_enter(reads);
+
+		to = bits_find(missing, at, count, false);
+		r = find_out(l, base, base + at, base + to, &m->extent, c);
+		barrier_exit(reads, token);
+	}
+	if (!r)
+		pack(m, i, count);
+	return r;
+}
+
+int zeros_bits(struct link *l, size_t chunk, const uint64_t *wanted, uint64_t *zero)
+{
+	struct zero_map *m;
+	int r = map_of(l, &m);
+
+	if (r)
+		return r;
+	if (chunk >= m->count)
+		return -EINVAL;
+	FF_GUARD(&m->lock);
+	r = learn(m, l, chunk, changes_count(l, chunk), wanted);
+	for (unsigned w = 0; !r && w < CHANGES_WORDS; w++)
+		zero[w] = m->state[chunk] == CHUNK_ZERO   ? wanted[w]
+		          : m->state[chunk] == CHUNK_DATA ? 0
+		          : m->chunks[chunk]              ? wanted[w] & m->chunks[chunk]->zero[w]
+		                                          : 0;
+	return r;
+}
