@@ -42,8 +42,7 @@ static json_t *text(const char *s)
 	return utf8 ? json_string(utf8) : NULL;
 }
 
-/* Sets KEY to NAME, and KEY_hex to its bytes if it is not UTF-8. */
-static int set_name(json_t *to, const char *key, const char *key_hex, const char *name)
+int control_json_name(json_t *to, const char *key, const char *key_hex, const char *name)
 {
 	ff_autofree char *utf8 = NULL, *hex = NULL;
 	bool exact;
@@ -84,7 +83,7 @@ static int add_disk(void *ctx, const struct ff_disk_status *d)
 {
 	struct writer *w = ctx;
 	AUTO_JSON *disk = json_object();
-	int r = disk ? set_name(disk, "path", "path_hex", d->path) : -ENOMEM;
+	int r = disk ? control_json_name(disk, "path", "path_hex", d->path) : -ENOMEM;
 
 	if (!r && (json_object_set_new(disk, "state", json_string(state_word(d->state))) < 0 ||
 	           json_object_set_new(disk, "reason", text(d->reason)) < 0))
@@ -105,7 +104,7 @@ static int add_snap(void *ctx, const struct ff_snap_status *s)
 	AUTO_JSON *snap = json_object(), *rest = NULL;
 	json_t *disks = w->disks ? ff_take_ptr(&w->disks) : json_array();
 	double created = seconds(s->created);
-	int r = snap && disks ? set_name(snap, "name", "name_hex", s->name) : -ENOMEM;
+	int r = snap && disks ? control_json_name(snap, "name", "name_hex", s->name) : -ENOMEM;
 
 	if (!r) {
 		rest = json_pack("{s:f, s:f, s:s, s:o, s:b, s:o, s:o}", "created", created,

@@ -21,6 +21,7 @@ static const struct {
 	const char *name;
 	int (*enter)(struct fs *fs, struct ff_snap *snap, struct entry *out);
 } roots[] = {
+    {".since", since_enter},
     {".xxh128", digests_enter},
 };
 
@@ -71,7 +72,7 @@ void derived_stat(const struct ff_snap *snap, const struct ff_frozen *f, uint64_
 
 	ff_frozen_stat(snap, f, &st);
 	*out = (struct stat){
-	    .st_mode = st.st_mode & ~(mode_t)07222,
+	    .st_mode = st.st_mode & (S_IFMT | (S_ISDIR(st.st_mode) ? 0777 : 0666)),
 	    .st_nlink = S_ISDIR(st.st_mode) ? 2 : 1,
 	    .st_uid = st.st_uid,
 	    .st_gid = st.st_gid,
@@ -128,6 +129,36 @@ int derived_opendir(struct fs *fs, struct node *node, const struct handle_ops *o
 void derived_dir_free(struct handle *h)
 {
 	free(h);
+}
+
+static bool is_acl(const char *name)
+{
+	return strncmp(name, "system.posix_acl_", 17) == 0;
+}
+
+int derived_getxattr(struct fs *fs, struct node *node, const char *name, void *buf, size_t size,
+                     size_t *len)
+{
+	return is_acl(name) ? ff_frozen_getxattr(node->snap, node->frozen, name, buf, size, len)
+	                    : -ENODATA;
+}
+
+/* BUF has room for all that there may be. */
+int derived_listxattr(struct fs *fs, struct node *node, char *buf, size_t size, size_t *len)
+{
+	size_t kept = 0, n;
+	int r = ff_frozen_listxattr(node->snap, node->frozen, buf, size, len);
+
+	for (size_t i = 0; r == 0 && i < *len; i += n) {
+		n = strlen(buf + i) + 1;
+		if (!is_acl(buf + i))
+			continue;
+		memmove(buf + kept, buf + i, n);
+		kept += n;
+	}
+	if (r == 0)
+		*len = kept;
+	return r;
 }
 
 size_t derived_copy(const char *content, size_t len, void *buf, size_t size, off_t off)

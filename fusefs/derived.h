@@ -26,9 +26,9 @@ int derived_enter(struct fs *fs, const struct node_ops *ops, struct ff_snap *sna
                   const struct ff_frozen *f, const uint64_t key[2], void *made,
                   void (*made_free)(void *made), struct entry *out);
 
-/* The attributes of one that is made from F: F's owner and group, F's mode without the bits for
- * writing, a number of its own, which SALT tells from those of others that are made from F, the
- * time of the freeze. Size and blocks are 0. */
+/* The attributes of one that is made from F: F's owner, group and permissions (a file's without
+ * those to execute), a number of its own, which SALT tells from those of others that are made from
+ * F, the time of the freeze. Size and blocks are 0. */
 void derived_stat(const struct ff_snap *snap, const struct ff_frozen *f, uint64_t salt,
                   struct stat *out);
 
@@ -56,10 +56,19 @@ int derived_opendir(struct fs *fs, struct node *node, const struct handle_ops *o
 /* Frees such a handle. */
 void derived_dir_free(struct handle *h);
 
+/* What of F's extended attributes says who may read it: access control lists. Nothing else of them
+ * is shown. */
+int derived_getxattr(struct fs *fs, struct node *node, const char *name, void *buf, size_t size,
+                     size_t *len);
+int derived_listxattr(struct fs *fs, struct node *node, char *buf, size_t size, size_t *len);
+
 /* Copies what there is of [OFF, OFF+SIZE) in the LEN bytes at CONTENT; for read. */
 size_t derived_copy(const char *content, size_t len, void *buf, size_t size, off_t off);
 
 /* --- digests.c --- */
 int digests_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
+
+/* --- since.c --- */
+int since_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
 
 #endif

@@ -30,6 +30,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 #include "fusefs/derived.h"
+#include "fusefs/frozen_walk.h"
 
 enum { DIGITS = 32, SALT_DIGESTS = 1 };
 
@@ -50,72 +51,13 @@ static struct manifest_file *manifest_of(struct handle *h)
 	return FF_CONTAINER(h, struct manifest_file, file.h);
 }
 
-/* --- walking the frozen files --- */
-
-struct walk {
-	struct ff_snap *snap;
-	int (*file)(struct walk *w, const struct ff_frozen *f);
-	char *path; /* of what is being visited */
-	size_t len, room;
-	/* what the visitors need */
-	uint64_t bytes;
+struct lines {
+	struct frozen_walk walk;
+	uint64_t bytes; /* counted */
 	char *out, *end;
 	bool (*stop)(void *ctx);
 	void *ctx;
 };
-
-static int push_name(struct walk *w, const char *name)
-{
-	size_t n = strlen(name), need = w->len + n + 2;
-
-	if (need > w->room) {
-		char *p = realloc(w->path, need * 2);
-
-		if (!p)
-			return -ENOMEM;
-		w->path = p;
-		w->room = need * 2;
-	}
-	if (w->len)
-		w->path[w->len++] = '/';
-	memcpy(w->path + w->len, name, n + 1);
-	w->len += n;
-	return 0;
-}
-
-/* Depth is bounded by that of the frozen tree, whose paths are no longer than PATH_MAX. */
-static int visit(struct walk *w, const struct ff_frozen *dir)
-{
-	size_t len = w->len;
-	const struct ff_frozen *f;
-	const char *name;
-	int r;
-
-	for (size_t i = 0; (r = ff_frozen_entry(w->snap, dir, i, &name, &f)) == 0; i++) {
-		struct stat st;
-
-		ff_frozen_stat(w->snap, f, &st);
-		r = push_name(w, name);
-		if (r == 0 && S_ISDIR(st.st_mode))
-			r = visit(w, f);
-		else if (r == 0 && S_ISREG(st.st_mode))
-			r = w->file(w, f);
-		if (r < 0)
-			return r;
-		w->len = len;
-		w->path[len] = '\0';
-	}
-	/* dropped meanwhile: the root is there at least */
-	return r == -ENOENT && ff_snap_dropped(w->snap) ? -ESTALE : r == -ENOENT ? 0 : r;
-}
-
-static int walk(struct walk *w)
-{
-	int r = visit(w, ff_snap_root(w->snap));
-
-	free(w->path);
-	return r;
-}
 
 /* --- a line --- */
 
@@ -150,21 +92,24 @@ static size_t line_size(const char *path)
 	return (size_t)needs_escape(path) + DIGITS + 2 + put_path(path, NULL) + 1;
 }
 
-static int add_size(struct walk *w, const struct ff_frozen *f)
+static int add_size(struct frozen_walk *w, const struct ff_frozen *dir, const char *name,
+                    const struct ff_frozen *f)
 {
-	w->bytes += line_size(w->path);
+	FF_CONTAINER(w, struct lines, walk)->bytes += line_size(w->path);
 	return 0;
 }
 
-static int add_line(struct walk *w, const struct ff_frozen *f)
+static int add_line(struct frozen_walk *w, const struct ff_frozen *dir, const char *name,
+                    const struct ff_frozen *f)
 {
+	struct lines *l = FF_CONTAINER(w, struct lines, walk);
 	uint8_t digest[DIGITS / 2];
 	char hex[DIGITS + 1];
 	int r;
 
-	if (w->stop(w->ctx))
+	if (l->stop(l->ctx))
 		return -EINTR;
-	r = ff_frozen_digest(w->snap, f, w->stop, w->ctx, digest);
+	r = ff_frozen_digest(w->snap, f, l->stop, l->ctx, digest);
 	if (r < 0) {
 		if (r != -EINTR)
 			ff_error(".xxh128: %s cannot be read, so there is no manifest of its "
@@ -172,16 +117,16 @@ static int add_line(struct walk *w, const struct ff_frozen *f)
 			         w->path, strerror(-r));
 		return r;
 	}
-	if (line_size(w->path) > (size_t)(w->end - w->out))
+	if (line_size(w->path) > (size_t)(l->end - l->out))
 		return -EIO; /* the tree does not change */
 	for (size_t i = 0; i < sizeof digest; i++)
 		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 	if (needs_escape(w->path))
-		*w->out++ = '\\';
-	w->out = mempcpy(w->out, hex, DIGITS);
-	w->out = mempcpy(w->out, "  ", 2);
-	w->out += put_path(w->path, w->out);
-	*w->out++ = '\n';
+		*l->out++ = '\\';
+	l->out = mempcpy(l->out, hex, DIGITS);
+	l->out = mempcpy(l->out, "  ", 2);
+	l->out += put_path(w->path, l->out);
+	*l->out++ = '\n';
 	return 0;
 }
 
@@ -200,16 +145,17 @@ static int lock_or_stop(pthread_mutex_t *lock, bool (*stop)(void *ctx), void *ct
 
 static int compute(struct manifest_file *m, bool (*stop)(void *ctx), void *ctx)
 {
-	struct walk w = {.snap = m->file.h.node->snap, .file = add_line, .stop = stop, .ctx = ctx};
+	struct lines l = {
+	    .walk = {.snap = m->file.h.node->snap, .file = add_line}, .stop = stop, .ctx = ctx};
 	char *content = malloc(m->size + 1);
 	int r;
 
 	if (!content)
 		return -ENOMEM;
-	w.out = content;
-	w.end = content + m->size;
-	r = walk(&w);
-	if (r == 0 && w.out != w.end)
+	l.out = content;
+	l.end = content + m->size;
+	r = frozen_walk(&l.walk);
+	if (r == 0 && l.out != l.end)
 		r = -EIO;
 	if (r < 0) {
 		free(content);
@@ -310,15 +256,15 @@ static const struct node_ops manifest_node_ops = {
 int digests_enter(struct fs *fs, struct ff_snap *snap, struct entry *out)
 {
 	const struct ff_frozen *root = ff_snap_root(snap);
-	struct walk w = {.snap = snap, .file = add_size};
+	struct lines l = {.walk = {.snap = snap, .file = add_size}};
 	struct manifest_size *size = calloc(1, sizeof *size);
 	int r;
 
 	if (!size)
 		return -ENOMEM;
 	/* a directory that could not be frozen: opening it gives the error */
-	size->error = walk(&w);
-	size->bytes = size->error ? 0 : w.bytes;
+	size->error = frozen_walk(&l.walk);
+	size->bytes = size->error ? 0 : l.bytes;
 	r = derived_enter(fs, &manifest_node_ops, snap, root,
 	                  (const uint64_t[]){(uintptr_t)snap, 0}, size, free, out);
 	return r < 0 ? r : manifest_getattr(fs, out->node, NULL, &out->st);

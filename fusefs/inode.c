@@ -114,16 +114,39 @@ static void insert(struct node_table *t, struct node *n)
 	t->by_id[ib] = n;
 }
 
+/* The node of this kind and key in its bucket KB, or NULL. Its key lock is held. */
+static struct node *find_in(struct node_table *t, size_t kb, const struct node *proto)
+{
+	struct node *n = t->by_key[kb];
+
+	while (n &&
+	       (n->ops != proto->ops || n->key[0] != proto->key[0] || n->key[1] != proto->key[1]))
+		n = n->next_by_key;
+	return n;
+}
+
+bool node_find(struct node_table *t, const struct node_ops *ops, const uint64_t key[2],
+               struct node **out)
+{
+	struct node proto = {.ops = ops, .key = {key[0], key[1]}}, *n;
+	size_t kb = key_bucket(&proto);
+
+	FF_GUARD(&t->key_locks[kb % NODE_LOCKS]);
+	n = find_in(t, kb, &proto);
+	if (!n)
+		return false;
+	n->lookups++;
+	*out = n;
+	return true;
+}
+
 int node_enter(struct node_table *t, const struct node *proto, struct node **out)
 {
 	size_t kb = key_bucket(proto);
 	struct node *n;
 
 	FF_GUARD(&t->key_locks[kb % NODE_LOCKS]);
-	for (n = t->by_key[kb]; n; n = n->next_by_key)
-		if (n->ops == proto->ops && n->key[0] == proto->key[0] &&
-		    n->key[1] == proto->key[1])
-			break;
+	n = find_in(t, kb, proto);
 	if (n) {
 		drop_contents(proto);
 	} else {

@@ -39,6 +39,10 @@ void nodes_destroy(struct node_table *t);
  * back, also on failure. */
 int node_enter(struct node_table *t, const struct node *proto, struct node **out);
 
+/* The node with this kind and key and one more lookup, if there is one. */
+bool node_find(struct node_table *t, const struct node_ops *ops, const uint64_t key[2],
+               struct node **out);
+
 /* The node with this id and a reference to it, or NULL. */
 struct node *node_get(struct node_table *t, uint64_t id);
 struct node *node_ref(struct node *node);
