@@ -24,7 +24,7 @@ usr=${usr%/sbin}
 prefix=${usr#"$dest"}
 helper=$(find "$dest" -name mount.fleecefs -perm 755)
 [ -n "$helper" ] || fail "no mount.fleecefs"
-for file in man/man8/fleecefs.8 man/man8/mount.fleecefs.8 doc/fleecefs/examples/fleecefs.conf \
+for file in man/man8/fleecefs.8 man/man8/mount.fleecefs.8 man/man8/fleece-backup.8 doc/fleecefs/examples/fleecefs.conf \
 	bash-completion/completions/fleecefs; do
 	[ -f "$usr/share/$file" ] || fail "$file is not installed"
 done
@@ -137,13 +137,18 @@ if command -v systemd-analyze >/dev/null; then
 	mkdir -p "$tmp/root/etc/systemd/system" "$tmp/root/$prefix/sbin"
 	cp "$unit" "$tmp/root/etc/systemd/system/fleecefs@vm.service"
 	cp "$installed" "$tmp/root/$prefix/sbin/"
+	mkdir -p "$tmp/root/usr/sbin"
+	cp "$usr/sbin/fleece-backup" "$tmp/root/usr/sbin/"
+	for kind in service timer; do
+		cp "$usr/share/doc/fleecefs/examples/fleece-backup@.$kind" "$tmp/root/etc/systemd/system/fleece-backup@vm.$kind"
+	done
 	sed -n '/^\[Unit\]/,/^\.fi/p' "$usr/share/man/man8/mount.fleecefs.8" | sed '/^\.fi/,$d; s/\\//g' \
 		>"$tmp/root/etc/systemd/system/srv-live.mount"
 	grep -q Type=fleecefs "$tmp/root/etc/systemd/system/srv-live.mount" || fail "no mount unit in the manual"
-	for target in sysinit basic shutdown umount local-fs local-fs-pre multi-user; do
+	for target in timers time-set time-sync sysinit basic shutdown umount local-fs local-fs-pre multi-user; do
 		echo '[Unit]' >"$tmp/root/etc/systemd/system/$target.target"
 	done
-	for unit in fleecefs@vm.service srv-live.mount; do
+	for unit in fleecefs@vm.service srv-live.mount fleece-backup@vm.timer fleece-backup@vm.service; do
 		systemd-analyze --man=no --root="$tmp/root" verify "$unit" >"$tmp/out" 2>&1 || fail "$(cat "$tmp/out")"
 		[ ! -s "$tmp/out" ] || fail "$unit: $(cat "$tmp/out")"
 	done
@@ -194,11 +199,12 @@ done
 named <(grep -v '^\.IR' "$usr/share/man/man8/fleecectl.8" | sed '/^\.SH EXIT/,$d') >"$tmp/a"
 named "$usr/share/bash-completion/completions/fleecectl" >"$tmp/b"
 same "fleecectl: manual, bash"
-if backup=$(find "$usr" -name fleece-backup -perm -u=x -type f | grep .); then
-	"$backup" --help | named >"$tmp/a"
-	offered "$backup" >"$tmp/b"
-	same "fleece-backup: help, bash"
-fi
+backup=$usr/sbin/fleece-backup
+"$backup" --help | named >"$tmp/a"
+offered "$backup" >"$tmp/b"
+same "fleece-backup: help, bash"
+sed -n '/^\.SH OPTIONS/,/^\.SH [^O]/{ /^\.TP/{n; p; }; }' "$usr/share/man/man8/fleece-backup.8" | named >"$tmp/b"
+same "fleece-backup: help, manual"
 offers() {
 	local expected=$1
 	shift

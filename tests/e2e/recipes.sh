@@ -147,6 +147,45 @@ if command -v rsync >/dev/null; then
 else
 	echo "left out: no rsync"
 fi
+
+step "backup tools"
+for tool in borg restic qemu-img zstd xxhsum; do
+	command -v $tool >/dev/null || missing=$tool
+done
+if [ -z "${missing-}" ]; then
+	mkdir "$tmp/bin"
+	printf '#!/bin/sh\nshift\nexec "$@"\n' >"$tmp/bin/rsh" # to another host, which is this one
+	chmod +x "$tmp/bin/rsh"
+	ln -s "$fleecefs" "$repository/scripts/fleece-backup" "$tmp/bin/"
+	export PATH=$tmp/bin:$PATH RSYNC_RSH=$tmp/bin/rsh FLEECE_BACKUP_DIR=$tmp/state RESTIC_PASSWORD=x \
+		BORG_BASE_DIR=$tmp BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes RESTIC_CACHE_DIR=$tmp/cache
+	rm -rf "$tmp/backup"
+	mkdir "$tmp/backup"
+	borg init -e none "$tmp/backup/borg"
+	restic init -q -r "$tmp/backup/restic"
+	cp "$mnt/vm1.img" "$tmp/now.img"
+	look() {
+		cmp "$tmp/now.img" "$tmp/backup/images/vm1.img"
+		qemu-img compare -q -f raw -F qcow2 "$tmp/now.img" "$tmp/backup/vm1.qcow2"
+		borg extract --stdout "$tmp/backup/borg::$(borg list --short --last 1 "$tmp/backup/borg")" vm1.img | cmp - "$tmp/now.img"
+		restic -q -r "$tmp/backup/restic" dump latest "$1/vm1.img" | cmp - "$tmp/now.img"
+		tar --zstd -xOf "$(echo "$tmp"/backup/*.tar.zst)" ./vm1.img | cmp - "$tmp/now.img"
+		rm -rf "$tmp"/backup/{*.tar.zst,images,vm1.qcow2}
+	}
+	mkdir "$snap"
+	run_recipe "borg create"
+	look "$snap"
+	rmdir "$snap"
+	run_recipe "--keep-last 7"
+	cmp "$tmp/now.img" "$tmp/backup/copy-$(date +%F)/vm1.img"
+	look ""
+	[ -z "$(left)" ] || fail "left: $(left)"
+	recipe "root  fleece-backup"
+	sed 's/^30 2 \* \* \*  root //' "$tmp/block" | timeout 60 sh -eu
+	[ "$(borg list --short "$tmp/backup/borg" | wc -l)" = 3 ] || fail "the line for cron"
+else
+	echo "left out: no $missing"
+fi
 umount_fs
 
 step "fstab, configuration of the service, libvirt's disk"
