@@ -440,6 +440,8 @@ void aside_sweep(struct ff_store *s);
 /* --- status.c --- */
 /* Takes what does not change of a snapshot that is about to be published, or was recovered. */
 void status_prepare(struct ff_snap *snap);
+/* The path below the snapshot's root that F has in DIR; malloc'd, NULL: no memory. */
+char *status_path_in(const struct tree *t, const struct ff_frozen *dir, const struct ff_frozen *f);
 
 /* --- space.c --- */
 /* Counts what the link's image has allocated already; once. */

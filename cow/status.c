@@ -86,6 +86,13 @@ static char *path_from(const struct tree *t, uint32_t dir, const char *name)
 	return path;
 }
 
+char *status_path_in(const struct tree *t, const struct ff_frozen *dir, const struct ff_frozen *f)
+{
+	const char *name = name_in(dir, (uint32_t)(f - t->inodes));
+
+	return path_from(t, (uint32_t)(dir - t->inodes), name ? name : "?");
+}
+
 /* By looking through all directories; malloc'd. */
 static char *search_path(const struct tree *t, uint32_t inode)
 {

@@ -339,6 +339,48 @@ int ff_since_next(struct ff_since_file *file, uint64_t off, bool kinds, struct f
 int ff_since_deleted(const struct ff_snap *new, const struct ff_snap *old,
                      int (*fn)(void *ctx, const char *path), void *ctx);
 
+/* --- guests' disks ----------------------------------------------------------------------------
+ * A frozen file that is an image of a disk in a format of its own can also be read as the guest
+ * sees it: decoded, with its backing files, which are looked for in the same snapshot only. The
+ * bytes of a decoded disk never change. */
+
+struct ff_raw;
+
+/* Is the frozen regular file F such an image? True as well where that cannot be read: opening it
+ * tells. */
+bool ff_raw_is(struct ff_snap *snap, const struct ff_frozen *f);
+
+/* *SIZE: of the disk in F, in bytes; of F itself, so that it never looks empty, where F does not
+ * tell. -ESTALE: the snapshot was dropped. */
+int ff_raw_size(struct ff_snap *snap, const struct ff_frozen *f, uint64_t *size);
+
+/* Who asks. For an image may lead to other files of the snapshot. */
+struct ff_raw_asker {
+	const char *mount_path; /* where users see SOURCE, for names that begin so; absolute */
+	/* May the caller read such a file, or (WHAT is 1, not 4) look names up in such a directory?
+	 * ACL: it has a list of rights too. NULL: the store itself asks. */
+	bool (*may)(void *ctx, const struct stat *st, bool acl, mode_t what);
+	void *ctx;
+};
+
+/* Opens the disk in F, which is in DIR; keeps the snapshot from being dropped, and counts as
+ * flushed. Errors say in the log which file they are about, and what to do: -EOPNOTSUPP: it is
+ * encrypted, or has something that is not decoded; -EACCES: the caller may not read a file that
+ * it needs; -EIO: it is damaged, lost, or something that it needs is not in the snapshot. Use by
+ * many threads at once. */
+int ff_raw_open(struct ff_snap *snap, const struct ff_frozen *dir, const struct ff_frozen *f,
+                const struct ff_raw_asker *asker, struct ff_raw **out);
+
+/* As of a reader: ff_reader_read(), ff_reader_seek(). -EIO also for damage (logged). */
+int ff_raw_read(struct ff_raw *raw, void *buf, size_t len, off_t off, size_t *got);
+int ff_raw_seek(struct ff_raw *raw, off_t off, int whence, off_t *out);
+
+/* Counts the 512-byte blocks of the disk that are not holes. Takes as long as its tables take to
+ * read; of one that is in millions of pieces, the rest counts as data. */
+int ff_raw_blocks(struct ff_raw *raw, uint64_t *blocks);
+
+void ff_raw_close(struct ff_raw *raw);
+
 /* --- what happens
  * --------------------------------------------------------------------------------- Looks at the
  * store while it works. Nothing here takes a lock that a guest's write could wait for longer than

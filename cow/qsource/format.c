@@ -64,14 +64,6 @@ bool qs_is_image(const uint8_t *buf, size_t len)
 	return len >= V2_LENGTH && ff_be32(buf) == QS_MAGIC && ff_be32(buf + 4) >= 2;
 }
 
-bool qs_peek_size(const uint8_t *buf, size_t len, uint64_t *size)
-{
-	if (!qs_is_image(buf, len) || ff_be64(buf + 24) > INT64_MAX)
-		return false;
-	*size = ff_be64(buf + 24);
-	return true;
-}
-
 size_t qs_head_wants(const uint8_t *buf, size_t len)
 {
 	uint32_t bits;
@@ -80,6 +72,14 @@ size_t qs_head_wants(const uint8_t *buf, size_t len)
 		return 0;
 	bits = ff_be32(buf + 20);
 	return bits < CLUSTER_BITS_MIN || bits > CLUSTER_BITS_MAX ? 0 : (size_t)1 << bits;
+}
+
+bool qs_peek_size(const uint8_t *buf, size_t len, uint64_t *size)
+{
+	if (!qs_head_wants(buf, len) || ff_be64(buf + 24) > INT64_MAX)
+		return false;
+	*size = ff_be64(buf + 24);
+	return true;
 }
 
 __attribute__((format(printf, 3, 4))) static int refuse(char *why, int error, const char *fmt, ...)

@@ -39,7 +39,7 @@ struct qs_head {
 /* Do these first LEN bytes of a file begin a qcow2 image, of whatever version from 2 on? */
 bool qs_is_image(const uint8_t *buf, size_t len);
 
-/* The size of the disk if it is one that can be; false: not even that can be told. LEN as above. */
+/* The size of the disk if it is one that can be; false: that cannot be told. LEN as above. */
 bool qs_peek_size(const uint8_t *buf, size_t len, uint64_t *size);
 
 /* Bytes from the beginning of the file that qs_head_decode() wants, if the file has them; 0: it
