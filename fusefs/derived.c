@@ -22,6 +22,7 @@ static const struct {
 	int (*enter)(struct fs *fs, struct ff_snap *snap, struct entry *out);
 } roots[] = {
     {".since", since_enter},
+    {".raw", raw_enter},
     {".xxh128", digests_enter},
 };
 

@@ -71,4 +71,7 @@ int digests_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
 /* --- since.c --- */
 int since_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
 
+/* --- raw.c --- */
+int raw_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
+
 #endif

@@ -55,7 +55,7 @@ struct fuse_entry_param dispatch_entry_param(const struct entry *e)
 	    .ino = e->node->id,
 	    .generation = 1,
 	    .attr = e->st,
-	    .attr_timeout = e->timeout,
+	    .attr_timeout = e->node->ops->costly ? 0 : e->timeout,
 	    .entry_timeout = e->timeout,
 	};
 }

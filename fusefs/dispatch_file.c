@@ -80,11 +80,14 @@ static int reply_create(fuse_req_t req, const struct entry *e, struct handle *h,
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	struct caller who = dispatch_caller(req);
 	struct handle *h;
 	int r = -EISDIR;
 
 	DISPATCH_NODE(n, ino);
-	if (n->ops->open)
+	if (n->ops->open_as)
+		r = n->ops->open_as(dispatch_fs(req), n, fi->flags, &who, &h);
+	else if (n->ops->open)
 		r = n->ops->open(dispatch_fs(req), n, fi->flags, &h);
 	if (r < 0)
 		dispatch_reply_err(req, r);

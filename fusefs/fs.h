@@ -120,6 +120,9 @@ struct node_ops {
 	              const char *new_name, unsigned flags);
 
 	int (*open)(struct fs *fs, struct node *node, int flags, struct handle **out);
+	/* Instead of open(), for a kind whose files may need more rights than they show. */
+	int (*open_as)(struct fs *fs, struct node *node, int flags, const struct caller *who,
+	               struct handle **out);
 	int (*create)(struct fs *fs, struct node *dir, const char *name, mode_t mode, int flags,
 	              const struct caller *who, struct entry *entry, struct handle **out);
 	int (*tmpfile)(struct fs *fs, struct node *dir, mode_t mode, int flags,
@@ -133,6 +136,7 @@ struct node_ops {
 	                size_t size, int flags, const struct caller *who);
 	int (*removexattr)(struct fs *fs, struct node *node, const char *name);
 
+	bool costly;  /* getattr() tells more than a lookup, which does not take the time for it */
 	bool lasting; /* nothing of a node changes but by the renaming of its snapshot */
 	bool slow; /* mkdir and rmdir may take seconds: dispatch.c gives them a thread of their own
 	            */

@@ -48,6 +48,7 @@ with open(sys.argv[1], "r+b") as disk:
 EOF
 cp "$src/vm1.img" "$tmp/part"
 dd if="$tmp/part" of="$src/vm2.img" bs=1M seek=1 conv=notrunc,sparse status=none
+! command -v qemu-img >/dev/null || qemu-img convert -c -f raw -O qcow2 "$tmp/part" "$src/vm3.qcow2"
 mount_fs
 loop=$(losetup --find --show "$mnt/vm1.img")
 loops+=("$loop")
@@ -86,7 +87,7 @@ step "files of a frozen disk that was in use"
 if mount -o loop,ro "$snap/vm1.img" "$tmp/files" 2>"$tmp/err"; then
 	fail "a dirty journal needs no noload: the text is wrong, or the disk was not in use"
 fi
-run_recipe "noload /srv"
+run_recipe "nightly/vm1.img /mnt"
 [ "$(cat "$tmp/restore/fstab")" = "file of the guest" ] || fail "the file that the guest has deleted is not restored"
 rm "$tmp/restore/fstab"
 ! mountpoint -q "$tmp/files" || fail "still mounted"
@@ -98,6 +99,11 @@ umount "$tmp/files"
 step "files of a partition"
 run_recipe partx
 [ "$(cat "$tmp/restore/fstab")" = "file of the guest" ] || fail "no file from the partition"
+if command -v qemu-img >/dev/null; then
+	rm "$tmp/restore/fstab"
+	run_recipe /.raw/
+	[ "$(cat "$tmp/restore/fstab")" = "file of the guest" ] || fail "no file from the qcow2 disk"
+fi
 cmp "$tmp/vm1.img" "$snap/vm1.img" || fail "the frozen disk has changed"
 wait_for 10 rmdir "$snap" || fail "the snapshot is in use still"
 umount "$tmp/guest"
