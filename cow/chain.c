@@ -11,7 +11,8 @@
  * break views.
  *
  * A link is: visible (snap set) → hidden (its snapshot was dropped, an older one needs it) → taken
- * out. Independently a view may become broken, for good: first in memory, so that no reader goes on
+ * out. Its snapshot may become a checkpoint, whose views are never read again: see needs.c.
+ * Independently a view may become broken, for good: first in memory, so that no reader goes on
  * after, then on storage (see lost.c), and only then may the guest's write proceed. So neither a
  * running nor a restarted daemon shows what the write destroyed.
  */
@@ -48,7 +49,7 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 		atomic_init(&l->torn, ff_image_desc(img)->torn);
 		atomic_init(&l->broken, true);
 	}
-	if (ff_image_is_broken(img) || ff_image_preserved(img) > 0)
+	if (ff_image_is_broken(img) || ff_image_preserved(img) > 0 || ff_image_has_ledger(img))
 		stats_notable(l);
 	ff_image_set_budget(img, space_charge, d->store);
 	return l;
@@ -159,21 +160,44 @@ static bool view_needs(struct link *l, uint64_t first, uint64_t count)
 	return false;
 }
 
+/* What is lost: clusters that could not be saved, or ALL. */
+struct loss {
+	uint64_t first, count;
+	bool all;
+	bool untracked; /* nor recorded as changed */
+	const char *why;
+};
+
 /* A hidden link has no view: nobody reads it for itself. */
-static bool breaks(struct link *l, uint64_t first, uint64_t count, bool all)
+static bool breaks(struct link *l, const struct loss *loss)
 {
-	return l->snap && !atomic_load(&l->broken) && (all || view_needs(l, first, count));
+	if (!l->snap || atomic_load(&l->broken))
+		return false;
+	if (loss->all)
+		return true;
+	if (!loss->untracked && atomic_load(&l->checkpoint))
+		return false;
+	if (loss->untracked || !ff_image_has_ledger(l->img))
+		return view_needs(l, loss->first, loss->count);
+	/* what the view has given up it does not need */
+	for (uint64_t at = loss->first, end = at + loss->count, n; at < end; at += n) {
+		bool released;
+
+		n = ff_image_released_run(l->img, at, end - at, &released);
+		if (!released && view_needs(l, at, n))
+			return true;
+	}
+	return false;
 }
 
 /* Marks views in memory, pins their links and announces that they are being recorded. Lock: chain.
  */
-static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool all,
-                          const char *why, struct link **out, size_t room)
+static size_t mark_broken(struct link *top, const struct loss *loss, struct link **out, size_t room)
 {
 	size_t n = 0;
 
 	for (struct link *l = top; l && n < room; l = l->older)
-		if (breaks(l, first, count, all)) {
+		if (breaks(l, loss)) {
 			atomic_fetch_add(&l->pins, 1);
 			out[n++] = l;
 		}
@@ -182,7 +206,7 @@ static size_t mark_broken(struct link *top, uint64_t first, uint64_t count, bool
 		out[0]->disk->recording += (unsigned)n;
 	}
 	for (size_t i = 0; i < n; i++) {
-		atomic_store(&out[i]->why, why);
+		atomic_store(&out[i]->why, loss->why);
 		atomic_store(&out[i]->broken, true);
 		stats_notable(out[i]);
 	}
@@ -213,8 +237,7 @@ static int record_all(struct link *const *links, size_t n, bool hangs, const cha
 }
 
 /* TOP NULL: from the newest. */
-static int break_views(struct ff_disk *d, struct link *top, uint64_t first, uint64_t count,
-                       bool hangs, const char *why)
+static int break_views(struct ff_disk *d, struct link *top, const struct loss *loss, bool hangs)
 {
 	struct link *links[32];
 	size_t n;
@@ -224,10 +247,10 @@ static int break_views(struct ff_disk *d, struct link *top, uint64_t first, uint
 		pthread_mutex_lock(&d->store->chain);
 		/* A link that was taken out meanwhile has no neighbours any more. */
 		n = top && top->out ? 0
-		                    : mark_broken(top ? top : atomic_load(&d->top), first, count,
-		                                  !top, why, links, FF_ARRAY_SIZE(links));
+		                    : mark_broken(top ? top : atomic_load(&d->top), loss, links,
+		                                  FF_ARRAY_SIZE(links));
 		pthread_mutex_unlock(&d->store->chain);
-		e = record_all(links, n, hangs, why);
+		e = record_all(links, n, hangs, loss->why);
 		r = r ? r : e;
 	} while (n == FF_ARRAY_SIZE(links));
 	return r;
@@ -235,28 +258,36 @@ static int break_views(struct ff_disk *d, struct link *top, uint64_t first, uint
 
 int chain_break_one(struct link *l, const char *why)
 {
+	const struct loss loss = {.all = true, .why = why};
 	size_t n;
 
 	pthread_mutex_lock(&l->disk->store->chain);
-	n = breaks(l, 0, 0, true) ? mark_broken(l, 0, 0, true, why, &l, 1) : 0;
+	n = breaks(l, &loss) ? mark_broken(l, &loss, &l, 1) : 0;
 	pthread_mutex_unlock(&l->disk->store->chain);
 	return record_all(&l, n, false, why);
 }
 
-int chain_break(struct link *top, uint64_t first, uint64_t count, int error)
+int chain_break(struct link *top, uint64_t first, uint64_t count, bool untracked, int error)
 {
 	bool hangs = error == -ETIMEDOUT;
 	const char *why = strerrordesc_np(-error); /* static, unlike strerror()'s */
+	const struct loss loss = {
+	    .first = first,
+	    .count = count,
+	    .untracked = untracked,
+	    .why = hangs ? "saving took longer than cbw-timeout"
+	           : why ? why
+	                 : "unknown error",
+	};
 
-	return break_views(top->disk, top, first, count, hangs,
-	                   hangs ? "saving took longer than cbw-timeout"
-	                   : why ? why
-	                         : "unknown error");
+	return break_views(top->disk, top, &loss, hangs);
 }
 
 int chain_break_all(struct ff_disk *d, const char *why)
 {
-	return break_views(d, NULL, 0, 0, false, why);
+	const struct loss loss = {.all = true, .why = why};
+
+	return break_views(d, NULL, &loss, false);
 }
 
 bool chain_wanted(struct ff_disk *d)
@@ -266,11 +297,14 @@ bool chain_wanted(struct ff_disk *d)
 
 void chain_recount(struct ff_disk *d)
 {
-	struct link *l = atomic_load(&d->top);
+	bool wanted = false, lean = false;
 
-	while (l && !(l->snap && !atomic_load(&l->broken)))
-		l = l->older;
-	atomic_store(&d->wanted, l != NULL);
+	for (struct link *l = atomic_load(&d->top); l; l = l->older) {
+		wanted |= l->snap && !atomic_load(&l->broken);
+		lean |= l->snap && (atomic_load(&l->checkpoint) || ff_image_has_ledger(l->img));
+	}
+	atomic_store(&d->wanted, wanted);
+	atomic_store(&d->lean, lean);
 }
 
 /* A symlink beside the snapshot's images, for a name that a qcow2 header has no room for. */

@@ -6,7 +6,8 @@
  *   3. Collect: links with no older one leave their chains, and so do newer hidden ones that they
  *      kept alive. The rest become hidden: what an older view reads before it comes to them is
  *      marked (never save that here) and given up; if nothing is left, and no older disk was longer
- *      (its end is what says "zeros" for older views), they leave the chain as well.
+ *      (its end is what says "zeros" for older views), they leave the chain as well. Where views
+ * need less than all, needs.c says what is given up.
  *   4. Put right the backing names of what stayed, delete the images that left.
  *
  * Where a view was promised to survive power loss, step 2 is made durable before 3 begins, and the
@@ -32,6 +33,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
+#include "cow/needs.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -213,16 +215,17 @@ static bool holds_nothing(struct link *l)
 static uint64_t shrink(struct link *l)
 {
 	uint64_t saves = atomic_load(&l->saves), end = l->clusters, longest = 0;
-	int r = 0;
+	bool lean = atomic_load(&l->disk->lean);
+	int r = lean ? needs_sweep_link(l) : 0;
 
 	for (struct link *o = l->older; o && !r; o = o->older) {
-		r = give_up_marked(l, o);
+		r = lean ? 0 : give_up_marked(l, o);
 		end = FF_MIN(end, o->clusters);
 		longest = FF_MAX(longest, o->clusters);
 		if (o->snap)
 			break;
 	}
-	if (!r && end < l->clusters)
+	if (!r && !lean && end < l->clusters)
 		r = give_up(l, end, l->clusters - end);
 	if (r) {
 		ff_warning("%s: cannot be made smaller: %s", ff_image_path(l->img), strerror(-r));
@@ -328,6 +331,15 @@ static int collect_one(struct collect *c, struct link *l)
 	return 0;
 }
 
+/* A hidden link hands down to older ones what must not be forgotten: see needs.c. */
+static int newest_first(const void *a, const void *b)
+{
+	uint64_t x = ff_image_desc((*(struct link *const *)a)->img)->seq;
+	uint64_t y = ff_image_desc((*(struct link *const *)b)->img)->seq;
+
+	return x > y ? -1 : x < y;
+}
+
 /* Hides the links, and adds the hidden ones beside them: what these hold may be needed no more. */
 static int begin(struct collect *c, struct link *const *links, size_t count)
 {
@@ -351,6 +363,8 @@ static int begin(struct collect *c, struct link *const *links, size_t count)
 		for (l = links[i]->older; !r && l && !l->snap; l = l->older)
 			r = collect_one(c, l);
 	}
+	if (c->count)
+		qsort(c->links, c->count, sizeof(struct link *), newest_first);
 	c->saves = calloc(c->count + 1, sizeof *c->saves);
 	c->disks = calloc(c->count + 1, sizeof *c->disks);
 	if (!c->saves || !c->disks)
@@ -395,6 +409,9 @@ static void shrink_and_leave(struct collect *c)
 		candidates += c->saves[i] != NOT_EMPTY;
 		disk_make_room(c->store, c->links[i]->disk);
 	}
+	/* what newer checkpoints hold may have been for a view that went */
+	for (size_t i = 0; i < c->count; i++)
+		needs_sweep(c->disks[i]);
 	for (int i = 0; candidates && i < LEAVE_TRIES && stop_writers(c->store); i++) {
 		bool again = leave_if_empty(c);
 
@@ -441,7 +458,7 @@ void drop_collect(struct ff_store *s, struct link *const *links, size_t count)
 }
 
 /* Step 1. */
-static int wait_for_readers(struct ff_snap *snap)
+int snap_close_readers(struct ff_snap *snap, bool *flag)
 {
 	struct timespec until;
 
@@ -457,7 +474,7 @@ static int wait_for_readers(struct ff_snap *snap)
 		else if (pthread_cond_timedwait(&snap->idle, &snap->lock, &until) == ETIMEDOUT)
 			return -EBUSY;
 	}
-	snap->dropped = true;
+	*flag = true;
 	return 0;
 }
 
@@ -534,7 +551,7 @@ static void forget(struct ff_snap *snap, char *name)
 int drop_snap(struct ff_snap *snap)
 {
 	char *name = malloc(HIDDEN_MAX);
-	int r = name ? wait_for_readers(snap) : -ENOMEM;
+	int r = name ? snap_close_readers(snap, &snap->dropped) : -ENOMEM;
 
 	if (!r)
 		r = rename_away(snap, name, HIDDEN_MAX);

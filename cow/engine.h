@@ -77,17 +77,19 @@ struct link {
 	struct ff_image *img;
 	struct ff_disk *disk;
 	struct fleece_dir *dir;
-	uint64_t clusters;            /* of the disk at the freeze */
-	struct link *_Atomic newer;   /* release/acquire; NULL: live comes next */
-	struct link *older;           /* lock: chain */
-	struct ff_snap *snap;         /* lock: chain; NULL: hidden, only older ones need it */
-	bool collecting;              /* lock: admin; drop_collect() has it in hand */
-	bool kept;                    /* lock: admin; has left, its image stays: still named */
-	bool charged;                 /* lock: admin; its allocation counts as used space */
-	bool out;                     /* lock: chain; no longer in its chain, about to be freed */
-	atomic_bool broken;           /* set before the guest goes on; never cleared */
-	atomic_bool noted;            /* a note on SOURCE's side says that it is broken */
-	bool unrecorded;              /* broken, and no storage took it; lock: disk.claims */
+	uint64_t clusters;          /* of the disk at the freeze */
+	struct link *_Atomic newer; /* release/acquire; NULL: live comes next */
+	struct link *older;         /* lock: chain */
+	struct ff_snap *snap;       /* lock: chain; NULL: hidden, only older ones need it */
+	bool collecting;            /* lock: admin; drop_collect() has it in hand */
+	bool kept;                  /* lock: admin; has left, its image stays: still named */
+	bool charged;               /* lock: admin; its allocation counts as used space */
+	bool out;                   /* lock: chain; no longer in its chain, about to be freed */
+	atomic_bool broken;         /* set before the guest goes on; never cleared */
+	atomic_bool checkpoint;     /* its snapshot is one: the view is never read again; set under
+	                               chain, once storage has it; never cleared */
+	atomic_bool noted;          /* a note on SOURCE's side says that it is broken */
+	bool unrecorded;            /* broken, and no storage took it; lock: disk.claims */
 	atomic_uint_fast64_t flushed; /* that many of the saves are durable */
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
 	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
@@ -118,6 +120,7 @@ struct ff_disk {
 	struct device *_Atomic device; /* set once; see disk_device() */
 	struct link *_Atomic top;      /* written within the closed barrier */
 	atomic_bool wanted;            /* see chain_wanted(); lock: chain, read without */
+	atomic_bool lean;              /* some view needs less than all: see needs.c; the same */
 	atomic_uint touched;           /* the store's epoch as read after the latest change */
 	pthread_mutex_t claim_lock;    /* claims */
 	pthread_cond_t claim_freed;
@@ -154,6 +157,7 @@ struct ff_snap {
 	                           readers until dropped; NULL: that image is lost */
 	size_t link_count;      /* as many as the tree has disks, but for a damaged one */
 	bool damaged;           /* its manifest is; there is no tree to show, only EIO */
+	bool checkpoint;        /* lock: snap.lock; its views are not opened any more */
 	/* for looks at it; constant once published: see status_prepare() */
 	struct timespec created;
 	bool durable;
@@ -276,8 +280,10 @@ enum { OWNERS_MAX = 256 };
 void chain_owners(struct link *link, uint64_t first, unsigned count, struct owner *out);
 /* Breaks, for good, every view from TOP's to the oldest that needed one of these clusters, which
  * could not be saved to TOP: ERROR says why. -ETIMEDOUT: the storage hangs, and is not waited for.
- * An error: some view's loss could not be recorded, and what was to be destroyed must not be. */
-int chain_break(struct link *top, uint64_t first, uint64_t count, int error);
+ * UNTRACKED: nor could it be recorded that they changed, so those break as well that are there for
+ * that alone. An error: some view's loss could not be recorded, and what was to be destroyed must
+ * not be. */
+int chain_break(struct link *top, uint64_t first, uint64_t count, bool untracked, int error);
 /* Breaks every view of the disk. WHY is static, here and below. */
 int chain_break_all(struct ff_disk *d, const char *why);
 /* Breaks the view of this link alone. */
@@ -350,6 +356,9 @@ bool snap_name_valid(const char *name);
 void hold_begin(struct ff_hold *hold, struct ff_snap *snap);
 /* Ends it, and gives the reference back. */
 void hold_end(struct ff_hold *hold);
+/* Waits for readers that are about to close, and sets *FLAG, a member under snap.lock, when there
+ * are none. -EBUSY. */
+int snap_close_readers(struct ff_snap *snap, bool *flag);
 int drop_snap(struct ff_snap *snap);
 /* Takes one out again that was never shown. False: storage takes no change of it, so that it would
  * be a snapshot again after the next mount; all is as it was, and it must go on being right. */
@@ -366,6 +375,12 @@ void fleece_dir_renamed(struct ff_store *s, struct fleece_dir *dir, char *name);
 /* Frees DIR, of which no link is left, and leaves what is in it to the next mount. */
 void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir);
 int recover(struct ff_store *s);
+
+/* --- checkpoint.c --- */
+/* Is the snapshot in this directory a checkpoint? */
+int checkpoint_marked(int dirfd, bool *out);
+/* Makes its links those of a checkpoint. Locks: admin. */
+void checkpoint_links(struct ff_snap *snap);
 
 /* --- session.c: how the last mount ended --- */
 enum ending {

@@ -160,7 +160,7 @@ void io_will_need(int fd, uint64_t off, uint64_t len)
 #define __NR_cachestat 451 /* on all architectures, in Linux 6.5 and later */
 #endif
 
-bool io_cached(int fd, uint64_t off, uint64_t len)
+int io_cached(int fd, uint64_t off, uint64_t len, uint64_t *got)
 {
 	struct {
 		uint64_t off, len;
@@ -168,10 +168,11 @@ bool io_cached(int fd, uint64_t off, uint64_t len)
 	struct {
 		uint64_t cache, dirty, writeback, evicted, recently_evicted;
 	} stat;
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 
-	return syscall(__NR_cachestat, fd, &range, &stat, 0) < 0 ||
-	       stat.cache >= (off + len - 1) / page - off / page + 1;
+	if (syscall(__NR_cachestat, fd, &range, &stat, 0) < 0)
+		return -errno;
+	*got = FF_MIN(stat.cache * (uint64_t)sysconf(_SC_PAGESIZE), len);
+	return 0;
 }
 
 int io_fdatasync(int fd)

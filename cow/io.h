@@ -39,8 +39,9 @@ int io_seek(int fd, uint64_t off, int whence, uint64_t *out);
 bool io_pread_cached(int fd, void *buf, size_t len, uint64_t off);
 /* Begins to read the range into the page cache, without waiting for it. */
 void io_will_need(int fd, uint64_t off, uint64_t len);
-/* Are all bytes of the range in the page cache? True also where the kernel does not tell. */
-bool io_cached(int fd, uint64_t off, uint64_t len);
+/* *GOT: how many bytes of the range are in the page cache or on their way to it, in whole pages, at
+ * most LEN. -ENOSYS: the kernel does not tell. */
+int io_cached(int fd, uint64_t off, uint64_t len, uint64_t *got);
 int io_fdatasync(int fd);
 int io_fsync(int fd);
 /* Of the whole filesystem that FD is on. */

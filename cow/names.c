@@ -15,6 +15,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "cow/ledger_format.h"
 #include "cow/manifest.h"
 #include "ff_util.h"
 
@@ -34,13 +35,19 @@ static bool looks_hashed(const char *name, size_t len)
 	       strspn(name + len - HASH_CHARS + 1, "0123456789abcdef") >= HASH_CHARS - 1;
 }
 
+static bool is_name(const char *name, size_t len, const char *other)
+{
+	return len == strlen(other) && memcmp(name, other, len) == 0;
+}
+
 /* Could a directory of this name stand where a file of ours is to be? */
 static bool reserved(const char *name, size_t len)
 {
-	return looks_hashed(name, len) ||
-	       (len == strlen(MANIFEST_NAME) && memcmp(name, MANIFEST_NAME, len) == 0) ||
+	return looks_hashed(name, len) || is_name(name, len, MANIFEST_NAME) ||
+	       is_name(name, len, NAMES_UNFINISHED) || is_name(name, len, NAMES_CHECKPOINT) ||
 	       ends_with(name, len, ".qcow2") || ends_with(name, len, ".xxh3") ||
-	       ends_with(name, len, ".backing") || ends_with(name, len, ".tmp");
+	       ends_with(name, len, "." LEDGER_SUFFIX) || ends_with(name, len, ".backing") ||
+	       ends_with(name, len, ".tmp");
 }
 
 /* NAME, cut so that EXTRA more bytes fit, with a hash; to OUT, which has room for 256 bytes. */
@@ -119,7 +126,8 @@ bool names_ours(const char *name)
 {
 	const char *at = NULL;
 
-	if (strcmp(name, MANIFEST_NAME ".tmp") == 0 || strcmp(name, NAMES_UNFINISHED) == 0)
+	if (strcmp(name, MANIFEST_NAME ".tmp") == 0 || strcmp(name, NAMES_UNFINISHED) == 0 ||
+	    strcmp(name, NAMES_CHECKPOINT) == 0)
 		return true;
 	if (name[0] == '~' && strspn(name + 1, "0123456789abcdef") == 16 &&
 	    strcmp(name + 17, ".backing") == 0)
@@ -129,7 +137,8 @@ bool names_ours(const char *name)
 	if (!at || !isdigit((unsigned char)*at))
 		return false;
 	at += strspn(at, "0123456789");
-	return strcmp(at, ".qcow2") == 0 || strcmp(at, ".xxh3") == 0;
+	return strcmp(at, ".qcow2") == 0 || strcmp(at, ".xxh3") == 0 ||
+	       strcmp(at, "." LEDGER_SUFFIX) == 0;
 }
 
 bool names_safe_path(const char *path)

@@ -14,12 +14,17 @@ char *names_image(const char *rel, uint64_t seq);
 /* A fleecing image that is being made, in its snapshot's directory. Only one is at a time. */
 #define NAMES_UNFINISHED "~unfinished"
 
+/* What makes a snapshot a checkpoint: see checkpoint.c. */
+#define NAMES_CHECKPOINT "~checkpoint"
+
 /* The backing file name in FROM's header (a path below FLEECE_DIR/ANY) that leads to IMAGE below
  * FLEECE_DIR/DIR. */
 char *names_backing_image(const char *from, const char *dir, const char *image);
 
 /* Could a file of this name have been made by a freeze: an image, also an unfinished one, its
- * checksums, a symlink to a backing file, a manifest being written? */
+ * checksums, its ledger, a symlink to a backing file, a manifest being written, a checkpoint's
+ * mark?
+ * */
 bool names_ours(const char *name);
 
 /* A relative path below some directory that stays there: not absolute, no empty, "." or ".." part,

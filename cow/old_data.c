@@ -31,13 +31,20 @@ static bool goes_on(struct ff_disk *d, uint64_t off, size_t len)
 	       atomic_exchange_explicit(&d->saved_end, off + len, memory_order_relaxed) == off;
 }
 
+static bool is_cached(int fd, uint64_t off, size_t len)
+{
+	uint64_t got;
+
+	return io_cached(fd, off, len, &got) != 0 || got == len;
+}
+
 int old_data_read(struct ff_disk *d, bool direct, void *buf, size_t len, uint64_t off, size_t *got)
 {
 	int fd, r = disk_old_source(d, false, &fd);
 
 	if (r)
 		return r;
-	if (direct && !goes_on(d, off, len) && !io_cached(fd, off, len)) {
+	if (direct && !goes_on(d, off, len) && !is_cached(fd, off, len)) {
 		int direct_fd;
 
 		r = disk_old_source(d, true, &direct_fd);

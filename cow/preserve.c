@@ -29,6 +29,9 @@
  * allows needs a claim first. One that is not may have lost them; the newer links have them then,
  * or the source still does, and phase 1 begins anew with the newest.
  *
+ * Where some view needs less than all (disk.lean, see needs.c), what no view needs is not saved:
+ * that it changes is noted, and with that it is marked as well, so the rest is the same.
+ *
  * When a save fails (the fleece storage is full or broken, the old data cannot be read), the policy
  * decides: the views that needed the clusters break, for good, and the guest goes on; or the
  * guest's change fails with the error and the views stay right.
@@ -42,6 +45,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"
+#include "cow/needs.h"
 #include "cow/qcow2_format.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -176,6 +180,12 @@ static int save_into(struct link *top, const struct effect *e, uint64_t first, u
 	return WAITED;
 }
 
+/* Which clusters could not be saved. */
+struct failure {
+	uint64_t first, count;
+	bool untracked; /* nor could it be recorded that they change */
+};
+
 /* 0, WAITED, or an error. */
 static int save_claimed(struct link *top, const struct effect *e, uint64_t first, uint64_t count)
 {
@@ -196,6 +206,35 @@ static int save_claimed(struct link *top, const struct effect *e, uint64_t first
 	return r;
 }
 
+/* The same where some views need less than all: what none needs is only noted as changed. The old
+ * bytes are not read for that, so it is noted, too, when the change makes no difference. */
+static int save_lean(struct link *top, const struct effect *e, uint64_t first, uint64_t count,
+                     bool *untracked)
+{
+	bool durable = top->disk->store->cfg.durable || atomic_load(&top->disk->durable);
+	uint64_t needed[NEEDS_WORDS];
+	int r = 0, told = 0;
+	unsigned n;
+
+	needs_of(top, first, (unsigned)count, needed);
+	for (unsigned at = 0; r >= 0 && at < count; at += n) {
+		bool set;
+
+		n = needs_run(needed, at, (unsigned)count, &set);
+		if (set) {
+			r = save_claimed(top, e, first + at, n);
+			told |= FF_MAX(r, 0);
+			continue;
+		}
+		r = ff_image_note(top->img, first + at, n, durable);
+		*untracked = r != 0;
+		if (!r)
+			atomic_fetch_add(&top->saves, n);
+	}
+	return r < 0 ? r : told;
+}
+
+_Static_assert(SAVE_BYTES / 4096 <= NEEDS_MAX, "a run of the smallest clusters");
 _Static_assert((int)SAVE_BYTES <= (int)OLD_DATA_BYTES,
                "a run of clusters fits into a buffer for old data");
 _Static_assert(QCOW2_CLUSTER_MAX <= (unsigned)OLD_DATA_BYTES, "and so does a cluster");
@@ -216,9 +255,9 @@ static uint64_t skip_hole(struct link *top, uint64_t first, uint64_t end)
 }
 
 /* Phase 1 for the clusters [first, end) of the newest link, which the caller has pinned; OVERTAKEN,
- * WAITED. On error *FAILED and *COUNT say which clusters could not be saved. */
+ * WAITED. On error *F says which clusters could not be saved. */
 static int save(struct link *top, const struct effect *e, uint64_t first, uint64_t end,
-                uint64_t *failed, uint64_t *count)
+                struct failure *f)
 {
 	size_t size = ff_image_desc(top->img)->cluster_size;
 	uint64_t most = FF_MAX(1, SAVE_BYTES / size);
@@ -227,7 +266,7 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 
 	while (first < end) {
 		struct claim mine;
-		bool marked;
+		bool marked, untracked = false;
 		uint64_t n = ff_image_run(top->img, first, end - first, &marked);
 
 		if (!marked && zeros && n > most) {
@@ -242,17 +281,18 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 			claim(top->disk, &mine, first, FF_MIN(n, most));
 			/* Someone may have saved them before they became ours. */
 			n = ff_image_run(top->img, first, mine.count, &marked);
-			if (!marked)
-				r = atomic_load(&top->disk->top) == top
-				        ? save_claimed(top, e, first, n)
-				        : OVERTAKEN;
-			else
+			if (marked)
 				r = WAITED;
+			else if (atomic_load(&top->disk->top) != top)
+				r = OVERTAKEN;
+			else if (atomic_load(&top->disk->lean))
+				r = save_lean(top, e, first, n, &untracked);
+			else
+				r = save_claimed(top, e, first, n);
 			unclaim(top->disk, &mine);
 		}
 		if (r < 0) {
-			*failed = first;
-			*count = n;
+			*f = (struct failure){first, n, untracked};
 			return r;
 		}
 		told |= r;
@@ -268,14 +308,15 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 struct timed_save {
 	struct link *top; /* pinned */
 	struct effect effect;
-	uint64_t first, end, failed, count;
+	uint64_t first, end;
+	struct failure failure;
 	char bytes[];
 };
 
 static int run_timed(void *ctx)
 {
 	struct timed_save *t = ctx;
-	int r = save(t->top, &t->effect, t->first, t->end, &t->failed, &t->count);
+	int r = save(t->top, &t->effect, t->first, t->end, &t->failure);
 
 	atomic_fetch_sub(&t->top->pins, 1);
 	free(t);
@@ -310,14 +351,13 @@ static int save_timed(struct link *top, const struct effect *e, uint64_t first, 
 static int preserve(struct link *top, const struct effect *e, uint64_t first, uint64_t end)
 {
 	struct ff_disk *d = top->disk;
-	uint64_t failed, count;
 	int r, told = 0;
 
 	for (;;) {
-		failed = first;
-		count = end - first;
+		struct failure f = {first, end - first, true};
+
 		r = d->store->cfg.cbw_timeout ? save_timed(top, e, first, end)
-		                              : save(top, e, first, end, &failed, &count);
+		                              : save(top, e, first, end, &f);
 		if (r >= 0)
 			return r | told;
 		told |= WAITED | BROKE;
@@ -326,12 +366,13 @@ static int preserve(struct link *top, const struct effect *e, uint64_t first, ui
 			         ff_image_path(top->img), strerror(-r));
 			return r;
 		}
-		r = chain_break(top, failed, count, r);
+		r = chain_break(top, f.first, f.count, f.untracked, r);
 		if (r)
 			return r;
 		if (!chain_wanted(d))
 			return told;
-		first = failed + count;
+		/* Nobody needs them now, but that they change is to be recorded. */
+		first = !f.untracked && atomic_load(&d->lean) ? f.first : f.first + f.count;
 	}
 }
 

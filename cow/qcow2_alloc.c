@@ -34,7 +34,7 @@
 
 #define ENTRIES_AT_ONCE 512u
 
-static int charge(struct ff_image *img, uint64_t bytes)
+int image_charge(struct ff_image *img, uint64_t bytes)
 {
 	int r = img->budget ? img->budget(img->budget_ctx, (int64_t)bytes) : 0;
 
@@ -120,7 +120,7 @@ static int hook_blocks(struct ff_image *img, uint64_t first, uint64_t n)
 	int r = clustermap_reserve(&img->blocks, first, n);
 
 	if (!r)
-		r = charge(img, cost);
+		r = image_charge(img, cost);
 	if (r)
 		return r;
 	r = refs_mark(img, img->l.rb_first + first, n);
@@ -193,7 +193,7 @@ static int hook_run(struct ff_image *img, uint64_t first, uint64_t n)
 	int r = clustermap_reserve(&img->tables, first, n);
 
 	if (!r)
-		r = charge(img, cost);
+		r = image_charge(img, cost);
 	if (r)
 		return r;
 	r = need_blocks(img, host, n);
@@ -251,7 +251,7 @@ static bool take_given_back(struct ff_image *img, uint64_t n, uint64_t *host)
 
 int image_alloc(struct ff_image *img, uint64_t n, uint64_t *host)
 {
-	int r = charge(img, n * img->l.cluster_size);
+	int r = image_charge(img, n * img->l.cluster_size);
 
 	if (r)
 		return r;

@@ -1,5 +1,5 @@
 /*
- * The two files of an image: the image itself and its checksums.
+ * The files of an image: the image itself, its checksums and, where there is one, its ledger.
  *
  * Descriptors: closed → open, when first needed, under fd_lock; open → closed by ff_image_park()
  * and ff_image_free(), when no other thread uses the image. An open descriptor is found without the
@@ -149,8 +149,7 @@ void image_keep_sums(struct ff_image *img)
 		atomic_store_explicit(&img->sums_fd, fd, memory_order_release);
 }
 
-/* Makes the directory entry of a new checksum file durable. */
-static int sync_directory(struct ff_image *img)
+int image_sync_directory(struct ff_image *img)
 {
 	ff_autofree char *copy = strdup(img->sums_path);
 	ff_autoclose int fd = -1;
@@ -188,6 +187,23 @@ static int flush_sums(struct ff_image *img, bool *lost)
 	return r;
 }
 
+/* The same of the ledger. */
+static int flush_ledger(struct ff_image *img, bool *lost)
+{
+	int fd, r;
+
+	if (!ff_image_has_ledger(img) || !atomic_exchange(&img->ledger_dirty, false))
+		return 0;
+	r = image_ledger_fd(img, &fd);
+	if (!r) {
+		r = io_fdatasync(fd);
+		*lost = r != 0;
+	}
+	if (r)
+		atomic_store(&img->ledger_dirty, true);
+	return r;
+}
+
 static int flush_files(struct ff_image *img, bool *lost)
 {
 	int fd, r;
@@ -196,12 +212,14 @@ static int flush_files(struct ff_image *img, bool *lost)
 	r = image_fd(img, &fd);
 	if (!r)
 		r = flush_sums(img, lost);
+	if (!r)
+		r = flush_ledger(img, lost);
 	if (r)
 		return r;
 	r = io_fdatasync(fd);
 	*lost = r != 0;
 	if (!r && atomic_exchange(&img->sums_created, false)) {
-		r = sync_directory(img);
+		r = image_sync_directory(img);
 		if (r)
 			atomic_store(&img->sums_created, true);
 	}
@@ -267,5 +285,9 @@ int ff_image_written_back(struct ff_image *img)
 		r = io_writeback_error(fd);
 	image_keep_sums(img);
 	fd = atomic_load(&img->sums_fd);
-	return r || fd < 0 ? r : io_writeback_error(fd);
+	if (!r && fd >= 0)
+		r = io_writeback_error(fd);
+	if (!r && ff_image_has_ledger(img))
+		r = image_ledger_fd(img, &fd);
+	return r || !ff_image_has_ledger(img) ? r : io_writeback_error(fd);
 }

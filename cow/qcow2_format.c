@@ -27,7 +27,8 @@
  *           extension "flec": our own, EXT_LEN bytes, see below
  *           end of extensions, then the backing file's name, then zeros up to 4096
  *
- * Our extension: version 4, flags 4 (1: broken, 2: durable, 4: torn), seq 8, size 8, disk_ino 8,
+ * Our extension: version 4, flags 4 (1: broken, 2: durable, 4: torn, 8: it has
+ * a ledger, see ledger_format.c), seq 8, size 8, disk_ino 8,
  * btime_sec 8, btime_nsec 4, cluster_size 4, XXH3-64 8. The checksum covers all 4096 bytes with
  * itself taken as zero, so that a flipped bit anywhere in them is seen. For the same reason
  * decoding ends by encoding again: only the very bytes that we would write are accepted.
@@ -59,6 +60,7 @@
 #define FLAG_BROKEN      1u
 #define FLAG_DURABLE     2u
 #define FLAG_TORN        4u
+#define FLAG_LEDGER      8u
 
 static const char sums_magic[8] = "fleesums";
 #define SUMS_VERSION 1u
@@ -204,7 +206,7 @@ void qcow2_head_encode(const struct qcow2_head *head, const struct qcow2_layout 
 	p = put_extension(p, EXT_OURS, EXT_LEN);
 	ff_put_be32(p, EXT_VERSION);
 	ff_put_be32(p + 4, (d->broken ? FLAG_BROKEN : 0) | (d->durable ? FLAG_DURABLE : 0) |
-	                       (d->torn ? FLAG_TORN : 0));
+	                       (d->torn ? FLAG_TORN : 0) | (d->ledger ? FLAG_LEDGER : 0));
 	ff_put_be64(p + 8, d->seq);
 	ff_put_be64(p + 16, d->size);
 	ff_put_be64(p + 24, d->disk_ino);
@@ -260,6 +262,7 @@ static const char *decode_extensions(const uint8_t *buf, struct qcow2_head *head
 			d->broken = ff_be32(p + 4) & FLAG_BROKEN;
 			d->durable = ff_be32(p + 4) & FLAG_DURABLE;
 			d->torn = ff_be32(p + 4) & FLAG_TORN;
+			d->ledger = ff_be32(p + 4) & FLAG_LEDGER;
 			d->seq = ff_be64(p + 8);
 			d->size = ff_be64(p + 16);
 			d->disk_ino = ff_be64(p + 24);

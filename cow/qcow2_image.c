@@ -42,7 +42,7 @@
  * storage cannot be told from one that was never written.
  *
  * Locks: head_lock, alloc_lock, flush_lock are never held together; fd_lock is below them all. None
- * is held while data is read or written.
+ * is held while data is read or written. What the ledger adds is told in qcow2_ledger.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -51,6 +51,7 @@
 #include <string.h>
 
 #include "cow/io.h"
+#include "cow/ledger_file.h"
 #include "cow/names.h"
 #include "cow/open_regular.h"
 #include "cow/qcow2_private.h"
@@ -82,13 +83,16 @@ int image_new(int dirfd, const char *path, struct ff_image **out)
 	img->dirfd = dirfd;
 	atomic_init(&img->fd, -1);
 	atomic_init(&img->sums_fd, -1);
+	atomic_init(&img->ledger_fd, -1);
 	atomic_init(&img->writes, 1); /* what was there before us may not be durable */
 	atomic_init(&img->hooked, 1);
 	atomic_init(&img->sums_dirty, true);
+	atomic_init(&img->ledger_dirty, true);
 	pthread_mutex_init(&img->fd_lock, NULL);
 	pthread_mutex_init(&img->head_lock, NULL);
 	pthread_mutex_init(&img->alloc_lock, NULL);
 	pthread_mutex_init(&img->flush_lock, NULL);
+	pthread_mutex_init(&img->ledger_lock, NULL);
 	pthread_cond_init(&img->flush_done, NULL);
 	img->path = strdup(path);
 	img->sums_path = sums_path(path);
@@ -105,6 +109,7 @@ static void current_head(const struct ff_image *img, struct qcow2_head *head)
 {
 	*head = (struct qcow2_head){.desc = img->desc};
 	head->desc.broken = img->marked_broken;
+	head->desc.ledger = img->marked_ledger;
 	strcpy(head->backing, img->backing);
 	strcpy(head->format, img->format);
 }
@@ -118,6 +123,7 @@ int image_setup(struct ff_image *img, const struct qcow2_head *head, const struc
 		return -ENOMEM;
 	strcpy(img->format, head->format);
 	img->marked_broken = head->desc.broken;
+	img->marked_ledger = head->desc.ledger;
 	img->l = *l;
 	img->desc = head->desc;
 	img->next = l->data_first;
@@ -266,12 +272,14 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
 
 static void close_files(struct ff_image *img)
 {
-	int fd = atomic_exchange(&img->fd, -1), sums = atomic_exchange(&img->sums_fd, -1);
+	atomic_int *const at[] = {&img->fd, &img->sums_fd, &img->ledger_fd};
 
-	if (fd >= 0)
-		close(fd);
-	if (sums >= 0)
-		close(sums);
+	for (size_t i = 0; i < FF_ARRAY_SIZE(at); i++) {
+		int fd = atomic_exchange(at[i], -1);
+
+		if (fd >= 0)
+			close(fd);
+	}
 }
 
 void ff_image_free(struct ff_image *img)
@@ -287,6 +295,8 @@ void ff_image_free(struct ff_image *img)
 	pthread_mutex_destroy(&img->head_lock);
 	pthread_mutex_destroy(&img->alloc_lock);
 	pthread_mutex_destroy(&img->flush_lock);
+	pthread_mutex_destroy(&img->ledger_lock);
+	image_ledger_free(img);
 	pthread_cond_destroy(&img->flush_done);
 	free(img->given_back);
 	free(img->path);
@@ -297,19 +307,24 @@ void ff_image_free(struct ff_image *img)
 
 int ff_image_unlink(struct ff_image *img)
 {
-	int fd, r, sums;
+	ff_autofree char *ledger = ledger_path(img->path);
+	int fd, r, beside;
 
 	/* who still reads must find the files open; nothing to read is no reason to keep them */
 	image_fd(img, &fd);
 	image_keep_sums(img);
 	FF_GUARD(&img->fd_lock);
 	atomic_store(&img->unlinked, true);
-	/* the image last: while it is there, it leads to both */
-	sums = io_unlinkat(img->dirfd, img->sums_path, 0);
+	/* the image last: while it is there, it leads to the others */
+	beside = io_unlinkat(img->dirfd, img->sums_path, 0);
+	if (ff_image_has_ledger(img)) {
+		r = ledger ? io_unlinkat(img->dirfd, ledger, 0) : -ENOMEM;
+		beside = beside && beside != -ENOENT ? beside : r;
+	}
 	r = io_unlinkat(img->dirfd, img->path, 0);
 	if (r && r != -ENOENT)
 		return r;
-	return sums == -ENOENT ? 0 : sums;
+	return beside == -ENOENT ? 0 : beside;
 }
 
 void ff_image_park(struct ff_image *img)
@@ -322,7 +337,9 @@ void ff_image_park(struct ff_image *img)
 
 int ff_image_highest_fd(const struct ff_image *img)
 {
-	return FF_MAX(atomic_load(&img->fd), atomic_load(&img->sums_fd));
+	int files = FF_MAX(atomic_load(&img->fd), atomic_load(&img->sums_fd));
+
+	return FF_MAX(files, atomic_load(&img->ledger_fd));
 }
 
 size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room)
@@ -335,6 +352,8 @@ size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room
 		out[n++] = atomic_exchange(&img->fd, -1);
 	if (n < room && atomic_load(&img->sums_fd) >= lowest)
 		out[n++] = atomic_exchange(&img->sums_fd, -1);
+	if (n < room && atomic_load(&img->ledger_fd) >= lowest)
+		out[n++] = atomic_exchange(&img->ledger_fd, -1);
 	return n;
 }
 
@@ -431,6 +450,19 @@ int ff_image_set_broken(struct ff_image *img)
 	head.desc.torn = img->desc.torn;
 	r = write_head(img, &head);
 	img->marked_broken = r == 0;
+	return r;
+}
+
+int image_set_ledger_flag(struct ff_image *img)
+{
+	FF_GUARD(&img->head_lock);
+	struct qcow2_head head;
+	int r;
+
+	current_head(img, &head);
+	head.desc.ledger = true;
+	r = write_head(img, &head);
+	img->marked_ledger = r == 0;
 	return r;
 }
 

@@ -30,6 +30,7 @@ struct ff_image_desc {
 	bool broken;           /* the view of this disk in this snapshot is lost for good */
 	bool durable;          /* each save is flushed before its cluster is overwritten */
 	bool torn;             /* broken by a loss of power */
+	bool ledger;           /* it has a ledger beside it, as it was when it was loaded */
 };
 
 /* The smallest cluster size, not below WANTED, with which qcow2 can describe SIZE bytes within
@@ -63,7 +64,7 @@ int ff_image_unlink(struct ff_image *img);
 /* Closes the descriptors until they are needed again. No other thread may use IMG meanwhile. */
 void ff_image_park(struct ff_image *img);
 
-/* Takes up to ROOM (of two) descriptors, of those that have LOWEST or a higher number, for the
+/* Takes up to ROOM (of three) descriptors, of those that have LOWEST or a higher number, for the
  * caller to close: how many. They are opened again when needed. No other thread may use IMG. */
 size_t ff_image_take_fds(struct ff_image *img, int lowest, int *out, size_t room);
 /* The higher of its descriptors, or -1. */
@@ -133,6 +134,32 @@ int ff_image_read_wanted(struct ff_image *img, uint64_t first, uint64_t count,
 /* Gives up what is stored for clusters that nobody reads here any more: table entries, refcounts,
  * disk space. The marks stay. */
 int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count);
+
+/* --- what is known without being saved: see qcow2_ledger.c --- */
+
+/* Marks clusters as changed since the freeze, though nothing is saved of them: no view needs them.
+ * DURABLE: and makes that durable. Stands on disk before they are marked. */
+int ff_image_note(struct ff_image *img, uint64_t first, uint64_t count, bool durable);
+/* Notes the same of clusters that are saved here, and are about to be given up; not durable before
+ * ff_image_flush(). */
+int ff_image_record(struct ff_image *img, uint64_t first, uint64_t count);
+/* Gives up what is stored for clusters that were so recorded: see ff_image_release(). */
+int ff_image_drop_recorded(struct ff_image *img, uint64_t first, uint64_t count);
+/* Length of the run from FIRST, at most MAX, that is noted or recorded as changed, or is not. */
+uint64_t ff_image_recorded_run(const struct ff_image *img, uint64_t first, uint64_t max, bool *set);
+/* Is there anything of the kind? */
+bool ff_image_has_ledger(const struct ff_image *img);
+
+/* The view that the image was made for gives these clusters up: it must never read them again. */
+int ff_image_give_up(struct ff_image *img, uint64_t first, uint64_t count, bool durable);
+/* Has it? As runs, and as bits: see ff_image_run() and ff_image_marks(). */
+uint64_t ff_image_released_run(const struct ff_image *img, uint64_t first, uint64_t max, bool *set);
+void ff_image_released_bits(const struct ff_image *img, uint64_t first, unsigned count,
+                            uint64_t *out);
+
+/* Gives up all that is stored, tables too, once all of it has been recorded. Nobody may read here,
+ * or save, at the same time or later; marks and ledger stay. */
+int ff_image_clear(struct ff_image *img, bool durable);
 
 /* Makes all that was saved durable. Callers at the same time share one flush. */
 int ff_image_flush(struct ff_image *img);

@@ -341,6 +341,8 @@ static int load_all(struct load *ld)
 	if (!r)
 		r = scan_tables(ld);
 	if (!r)
+		r = image_ledger_load(ld->img, &ld->hash);
+	if (!r)
 		r = mend(ld);
 	ld->img->loaded_hash = ld->hash;
 	if (!r)
@@ -355,6 +357,8 @@ int ff_image_entries_hash(struct ff_image *img, uint64_t *out)
 
 	if (!r)
 		r = scan_area(&ld, img->l.l2_first, img->l.l2_count, add_entry);
+	if (!r)
+		r = image_ledger_hash(img, &ld.hash);
 	*out = ld.hash;
 	return r;
 }

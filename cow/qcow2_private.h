@@ -1,7 +1,8 @@
 /*
  * What the parts of one image share: qcow2_image.c (life, names, states; the essay is there),
  * qcow2_file.c (descriptors, flush), qcow2_alloc.c (host clusters, refcounts, tables),
- * qcow2_data.c (save, read, release), qcow2_load.c (validation). Nothing else includes it.
+ * qcow2_data.c (save, release), qcow2_read.c (read), qcow2_load.c (validation), qcow2_ledger.c
+ * (changes without data), qcow2_clear.c (all data goes). Nothing else includes it.
  */
 #ifndef FF_COW_QCOW2_PRIVATE_H
 #define FF_COW_QCOW2_PRIVATE_H
@@ -10,11 +11,18 @@
 #include <stdatomic.h>
 
 #include "cow/clustermap.h"
+#include "cow/ledger_format.h"
 #include "cow/qcow2_format.h"
 #include "cow/qcow2_image.h"
 
 struct image_run {
 	uint64_t first, count;
+};
+
+/* See qcow2_ledger.c. */
+struct ledger {
+	struct clustermap bits[LEDGER_PARTS]; /* lock-free; set under ledger_lock */
+	uint64_t allocated;                   /* bytes of it that were charged; ledger_lock */
 };
 
 struct ff_image {
@@ -32,9 +40,10 @@ struct ff_image {
 	struct clustermap marks;  /* guest clusters; lock-free, see clustermap.c */
 	struct clustermap tables; /* L2 tables that L1 points to; lock-free, set under alloc_lock */
 
-	pthread_mutex_t fd_lock; /* opening and closing of the two descriptors, unlinked */
+	pthread_mutex_t fd_lock; /* opening and closing of the three descriptors, unlinked */
 	atomic_int fd;           /* -1: not open; set under fd_lock, read without */
 	atomic_int sums_fd;      /* the same */
+	atomic_int ledger_fd;    /* the same; see qcow2_ledger.c */
 	atomic_bool unlinked;    /* set under fd_lock, read without */
 
 	pthread_mutex_t
@@ -42,6 +51,7 @@ struct ff_image {
 	char *backing; /* what is on disk; a head itself is too large for all images */
 	char format[QCOW2_FORMAT_MAX + 1]; /* of the backing file */
 	bool marked_broken;                /* on disk */
+	bool marked_ledger;                /* the same: it has a ledger */
 	atomic_bool broken;                /* false to true; read without */
 
 	pthread_mutex_t alloc_lock; /* the fields up to the empty line, refcounts and L1 on disk */
@@ -56,7 +66,12 @@ struct ff_image {
 	atomic_uint_fast64_t allocated; /* bytes */
 	atomic_uint_fast64_t preserved; /* clusters that are saved and not released */
 
+	pthread_mutex_t ledger_lock;   /* making of the ledger, its bits; outside all others */
+	struct ledger *_Atomic ledger; /* NULL, then set once under ledger_lock; read without */
+	atomic_bool ledger_dirty;      /* written since its last flush began */
+
 	atomic_uint_fast64_t ahead; /* bytes that were read ahead, in all: see qcow2_read.c */
+	atomic_uint_fast64_t used;  /* bytes that were read because they were wanted, in all */
 
 	atomic_uint_fast64_t writes; /* counts finished groups of writes; see ff_image_flush() */
 	atomic_uint_fast64_t hooked; /* that of the group which the newest L1 entry belongs to */
@@ -74,6 +89,8 @@ int image_new(int dirfd, const char *path, struct ff_image **out);
 /* Takes DESC and the layout, makes the maps. */
 int image_setup(struct ff_image *img, const struct qcow2_head *head, const struct qcow2_layout *l);
 
+/* Says in the header that there is a ledger. */
+int image_set_ledger_flag(struct ff_image *img);
 /* Puts the refcounts of an image in which nothing is allocated into memory. -ENOMEM. */
 int image_first_refs(struct ff_image *img);
 
@@ -86,6 +103,8 @@ int image_sums_fd(struct ff_image *img, bool create, int *out);
 void image_keep_sums(struct ff_image *img);
 /* Makes all L1 entries durable; at once, if they are. */
 int image_flush_tables(struct ff_image *img);
+/* Makes the directory entries of new files beside the image durable. */
+int image_sync_directory(struct ff_image *img);
 /* Takes the lock that keeps QEMU off. */
 int image_lock(int fd, const char *path);
 
@@ -103,6 +122,8 @@ int image_hook_tables(struct ff_image *img, uint64_t first, uint64_t count);
 int image_refs_write(struct ff_image *img, uint64_t host, uint64_t n);
 /* Enters the refcount blocks [FIRST, FIRST + N) into the refcount table. Same rule. */
 int image_hook_blocks(struct ff_image *img, uint64_t first, uint64_t n);
+/* Asks the budget for BYTES, and counts them as allocated. */
+int image_charge(struct ff_image *img, uint64_t bytes);
 void image_charge_back(struct ff_image *img, uint64_t bytes);
 
 /* Byte offset of a guest cluster's L2 entry. */
@@ -110,6 +131,15 @@ static inline uint64_t image_l2_offset(const struct ff_image *img, uint64_t clus
 {
 	return img->l.l2_first * img->l.cluster_size + cluster * 8;
 }
+
+/* --- qcow2_ledger.c --- */
+/* The ledger's descriptor, opened if it has to be. */
+int image_ledger_fd(struct ff_image *img, int *out);
+/* Takes over what the ledger says, if the header says that there is one, and adds to *HASH. */
+int image_ledger_load(struct ff_image *img, uint64_t *hash);
+/* Adds what the ledger's file says to *HASH. */
+int image_ledger_hash(struct ff_image *img, uint64_t *hash);
+void image_ledger_free(struct ff_image *img);
 
 /* --- qcow2_read.c --- */
 #define IMAGE_ENTRIES 512u /* most clusters of one image_entries() */

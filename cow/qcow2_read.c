@@ -8,8 +8,8 @@
  * image of gigabytes in pieces of a cluster takes many times as long as reading it whole.
  *
  * That wager is limited: an image which is large beside the machine's memory is read exactly, and
- * so is one of which much more was read ahead than there is in it, for then its pages do not stay
- * until they are wanted. `ahead` counts it.
+ * so is one of which much more was read ahead than was wanted after that, for then its pages do not
+ * stay until they are. `ahead` and `used` count it.
  */
 #include <errno.h>
 #include <string.h>
@@ -22,7 +22,8 @@
 
 enum {
 	WINDOW = 1 << 20, /* bytes that are read for a cluster which is not in the page cache */
-	AHEAD_TIMES = 4,  /* read ahead at most that many times what the image has allocated */
+	AHEAD_TIMES = 4,  /* read ahead at most that many times what the image has allocated, and
+	                     as many times what was read of it */
 	MEMORY_SHARE = 8, /* of memory: largest image that is read ahead */
 };
 
@@ -86,19 +87,31 @@ int ff_image_kinds(struct ff_image *img, uint64_t first, uint64_t count, uint8_t
 	return r;
 }
 
-/* Has the kernel begin to read what a run needs, and what lies around it. */
-static void read_ahead(struct ff_image *img, int fd, uint64_t off, uint64_t len)
+/* May the neighbourhood of a run be read ahead? */
+static bool may_wager(struct ff_image *img)
 {
-	uint64_t allocated = ff_image_allocated(img), end = off + len;
+	uint64_t allocated = ff_image_allocated(img);
 	uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 
-	if (allocated <= memory / MEMORY_SHARE &&
-	    atomic_load(&img->ahead) < FF_MAX(allocated, WINDOW) * AHEAD_TIMES) {
-		off -= off % WINDOW;
-		end = ff_round_up(end, WINDOW);
-		atomic_fetch_add(&img->ahead, end - off);
+	return allocated <= memory / MEMORY_SHARE &&
+	       atomic_load(&img->ahead) / AHEAD_TIMES <
+	           FF_MAX(allocated, WINDOW) + atomic_load(&img->used);
+}
+
+/* Has the kernel begin to read what a missing run needs, and what lies around it. If most of that
+ * is on its way already, the run is, too. */
+static void read_ahead(struct ff_image *img, int fd, uint64_t off, uint64_t len)
+{
+	uint64_t begin = off - off % WINDOW, end = ff_round_up(off + len, WINDOW), got;
+
+	if (io_cached(fd, begin, end - begin, &got) == 0 && got >= (end - begin) / 2)
+		return;
+	if (!may_wager(img)) {
+		io_will_need(fd, off, len);
+		return;
 	}
-	io_will_need(fd, off, end - off);
+	atomic_fetch_add(&img->ahead, end - begin);
+	io_will_need(fd, begin, end - begin);
 }
 
 /* Checks N clusters against their checksums. */
@@ -127,7 +140,7 @@ static int check_sums(struct ff_image *img, int sums_fd, uint64_t first, uint64_
 static int read_runs(struct ff_image *img, uint64_t first, const uint64_t *host, struct run *runs,
                      size_t count, uint8_t *buf)
 {
-	uint64_t cs = img->l.cluster_size;
+	uint64_t cs = img->l.cluster_size, used = 0;
 	int fd, sums_fd, r = image_fd(img, &fd);
 
 	if (!r)
@@ -143,11 +156,13 @@ static int read_runs(struct ff_image *img, uint64_t first, const uint64_t *host,
 	for (size_t i = 0; !r && i < count; i++) {
 		uint64_t at = runs[i].at, n = runs[i].count;
 
+		used += n * cs;
 		if (count == 1 || runs[i].missing)
 			r = io_pread_full(fd, buf + at * cs, n * cs, host[at] * cs);
 		if (!r)
 			r = check_sums(img, sums_fd, first + at, n, host[at], buf + at * cs);
 	}
+	atomic_fetch_add(&img->used, used);
 	return r;
 }
 

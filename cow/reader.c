@@ -61,7 +61,7 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	if (snap->dropped)
 		return -ESTALE;
 	l = snap->links[f->disk];
-	if (!l || atomic_load(&l->broken))
+	if (snap->checkpoint || !l || atomic_load(&l->broken))
 		return -EIO;
 	rd = calloc(1, sizeof *rd);
 	if (!rd)

@@ -26,6 +26,7 @@
 
 #include "cow/device.h"
 #include "cow/io.h"
+#include "cow/needs.h"
 #include "cow/recovery.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -262,6 +263,8 @@ static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 	if (top)
 		atomic_store(&top->newer, l);
 	atomic_store(&d->top, l);
+	if (f->snap && f->snap->checkpoint)
+		atomic_store(&l->checkpoint, true);
 	chain_recount(d);
 	space_adopt_link(l);
 	if (f->durable)
@@ -387,6 +390,13 @@ static int set_backings(struct ff_disk *d, void *ctx)
 	return 0;
 }
 
+/* What a checkpoint that was cut short did not come to. */
+static int sweep(struct ff_disk *d, void *ctx)
+{
+	needs_sweep(d);
+	return 0;
+}
+
 /* Snapshots made by an option of a mount that was killed. */
 static void drop_ephemeral(struct ff_store *s)
 {
@@ -432,6 +442,7 @@ int recover(struct ff_store *s)
 		r = session_begin(s);
 	if (!r) {
 		drop_collect(s, rc.hidden, rc.hidden_count);
+		disk_each(s, sweep, NULL);
 		disk_each(s, set_backings, NULL);
 		drop_ephemeral(s);
 		aside_sweep(s);

@@ -314,11 +314,18 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	struct ff_store *s = rc->store;
 	struct fleece_dir *dir;
 	struct ff_snap *snap;
+	bool checkpoint = false;
 	int r = open_dir(s, name, &dir), bad;
 
 	if (r)
 		return is_gone(r) ? 0 : r;
 	bad = read_manifest(dir, &m);
+	if (bad != -ENOENT && (r = checkpoint_marked(dir->fd, &checkpoint))) {
+		ff_error("%s/%s/" NAMES_CHECKPOINT ": %s", s->fleece_path, name, strerror(-r));
+		tree_free(m.tree);
+		fleece_dir_close(dir);
+		return r;
+	}
 	if (bad == -ENOENT) {
 		fleece_dir_close(dir);
 		return undo_mkdir(rc, name);
@@ -344,6 +351,7 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	snap->dir = dir;
 	snap->ephemeral = !bad && m.ephemeral;
 	snap->durable = !bad && m.durable;
+	snap->checkpoint = checkpoint;
 	snap->damaged = bad;
 	snap->link_count = snap->tree->disk_count;
 	snap_publish(snap); /* from here on it is freed with the store */

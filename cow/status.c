@@ -123,13 +123,14 @@ static char *disk_path(const struct tree *t, uint32_t inode)
 
 /* --- looks --- */
 
-static int look_begin(struct ff_snap *snap, unsigned *open_files)
+static int look_begin(struct ff_snap *snap, unsigned *open_files, bool *checkpoint)
 {
 	FF_GUARD(&snap->lock);
 	if (snap->dropped)
 		return -ENOENT;
 	snap->looks++;
 	*open_files = snap->readers;
+	*checkpoint = snap->checkpoint;
 	return 0;
 }
 
@@ -163,6 +164,8 @@ static void disk_status(struct link *l, struct wait_sum *all, struct ff_disk_sta
 		out->read_bytes = atomic_load_explicit(&s->read_bytes, memory_order_relaxed);
 		take_waits(&own, &out->waits);
 	}
+	if (atomic_load(&l->checkpoint))
+		out->state = FF_VIEW_CHECKPOINT;
 	if (atomic_load(&l->broken)) {
 		out->state = atomic_load(&l->torn) ? FF_VIEW_TORN : FF_VIEW_BROKEN;
 		out->reason = atomic_load(&l->why);
@@ -244,7 +247,7 @@ static int tell_missing(struct look *k)
 	return r;
 }
 
-static int look(struct ff_snap *snap, const char *name, unsigned open_files,
+static int look(struct ff_snap *snap, const char *name, unsigned open_files, bool checkpoint,
                 const struct ff_status_visitor *v)
 {
 	struct look k = {
@@ -255,6 +258,7 @@ static int look(struct ff_snap *snap, const char *name, unsigned open_files,
 	            .name = name,
 	            .created = snap->created,
 	            .durable = snap->durable,
+	            .state = checkpoint ? FF_VIEW_CHECKPOINT : FF_VIEW_OK,
 	            .open_files = open_files,
 	            .files = snap->files,
 	            .frozen_bytes = snap->frozen_bytes,
@@ -278,14 +282,15 @@ int ff_snap_visit(struct ff_snap *snap, const struct ff_status_visitor *v)
 {
 	ff_autofree char *name = NULL;
 	unsigned open_files;
-	int r = look_begin(snap, &open_files);
+	bool checkpoint;
+	int r = look_begin(snap, &open_files, &checkpoint);
 
 	if (r)
 		return r;
 	pthread_mutex_lock(&snap->store->snaps_lock);
 	name = strdup(snap->name);
 	pthread_mutex_unlock(&snap->store->snaps_lock);
-	r = name ? look(snap, name, open_files, v) : -ENOMEM;
+	r = name ? look(snap, name, open_files, checkpoint, v) : -ENOMEM;
 	look_end(snap);
 	return r;
 }
@@ -330,12 +335,13 @@ struct timespec ff_snap_created(const struct ff_snap *snap)
 int ff_frozen_status(struct ff_snap *snap, const struct ff_frozen *f, struct ff_disk_status *out)
 {
 	unsigned open_files;
+	bool checkpoint;
 	struct link *l;
 	int r;
 
 	if (!S_ISREG(f->st.st_mode))
 		return -EINVAL;
-	r = look_begin(snap, &open_files);
+	r = look_begin(snap, &open_files, &checkpoint);
 	if (r)
 		return r;
 	l = f->disk < snap->link_count ? snap->links[f->disk] : NULL;

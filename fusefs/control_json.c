@@ -76,7 +76,9 @@ static int set_sums(json_t *to, uint64_t frozen, uint64_t read, uint64_t preserv
 
 static const char *state_word(enum ff_view_state state)
 {
-	return state == FF_VIEW_OK ? "ok" : state == FF_VIEW_TORN ? "torn" : "broken";
+	static const char *const words[] = {"ok", "checkpoint", "broken", "torn"};
+
+	return words[state];
 }
 
 static int add_disk(void *ctx, const struct ff_disk_status *d)

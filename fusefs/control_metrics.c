@@ -181,7 +181,7 @@ static void put_one(FILE *f, const struct family *m, double value)
 
 static void put_states(FILE *f, const char *of, const struct rows *rows, const char *help)
 {
-	static const char *const words[] = {"ok", "broken", "torn"};
+	static const char *const words[] = {"ok", "checkpoint", "broken", "torn"};
 
 	fprintf(f, "# TYPE fleecefs_%s_state stateset\n# HELP fleecefs_%s_state %s\n", of, of,
 	        help);

@@ -23,6 +23,7 @@ static const struct {
 } roots[] = {
     {".since", since_enter},
     {".raw", raw_enter},
+    {CHECKPOINT_NAME, checkpoint_enter},
     {".xxh128", digests_enter},
 };
 

@@ -65,6 +65,9 @@ int derived_listxattr(struct fs *fs, struct node *node, char *buf, size_t size, 
 /* Copies what there is of [OFF, OFF+SIZE) in the LEN bytes at CONTENT; for read. */
 size_t derived_copy(const char *content, size_t len, void *buf, size_t size, off_t off);
 
+/* --- checkpoint.c --- */
+int checkpoint_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
+
 /* --- digests.c --- */
 int digests_enter(struct fs *fs, struct ff_snap *snap, struct entry *out);
 

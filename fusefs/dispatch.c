@@ -5,10 +5,11 @@
  * A node is referenced while a request uses it. An entry that is replied carries a lookup, which
  * is taken back when the reply finds no one to take it (-ENOENT: the request was interrupted).
  *
- * A kind that says `slow` gets each mkdir and rmdir run in a thread of its own, so that the
- * session, even a single-threaded one, serves other requests meanwhile: dropping a snapshot waits
- * for RELEASE requests. fs->tasks counts these threads; the teardown waits for 0, and a thread's
- * last access to fs is that decrement under tasks_lock.
+ * A kind that says `slow` gets each mkdir, rmdir and setxattr run in a thread of its own, so that
+ * the session, even a single-threaded one, serves other requests meanwhile: dropping a snapshot
+ * waits for RELEASE requests, and so does making a checkpoint of it. fs->tasks counts these
+ * threads; the teardown waits for 0, and a thread's last access to fs is that decrement under
+ * tasks_lock.
  */
 #include "fusefs/dispatch.h"
 
@@ -226,13 +227,18 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	dispatch_reply_err(req, r);
 }
 
-/* --- mkdir and rmdir, perhaps in a thread of their own --- */
+/* --- mkdir, rmdir and setxattr, perhaps in a thread of their own --- */
+
+enum task_kind { TASK_MKDIR, TASK_RMDIR, TASK_SETXATTR };
 
 struct task {
 	fuse_req_t req;
-	struct node *dir; /* a reference */
-	bool make;        /* mkdir, else rmdir */
-	mode_t mode;
+	struct node *node; /* a reference; the directory, or what has the attribute */
+	enum task_kind kind;
+	mode_t mode; /* of mkdir */
+	int flags;   /* this and the next two: of setxattr */
+	size_t size;
+	const char *value; /* behind the name */
 	struct caller who;
 	char name[];
 };
@@ -253,17 +259,34 @@ static void remove_dir(fuse_req_t req, struct node *dir, const char *name)
 	                                        : dir->ops->denied);
 }
 
+static void set_attribute(fuse_req_t req, struct node *n, const char *name, const char *value,
+                          size_t size, int flags, const struct caller *who)
+{
+	int r = n->ops->denied;
+
+	if (n->ops->setxattr)
+		r = n->ops->setxattr(dispatch_fs(req), n, name, value, size, flags, who);
+	dispatch_reply_err(req, r);
+}
+
 static void *run_task(void *arg)
 {
 	struct task *t = arg;
 	struct fs *fs = dispatch_fs(t->req);
 
 	creds_detach();
-	if (t->make)
-		make_dir(t->req, t->dir, t->name, t->mode, &t->who);
-	else
-		remove_dir(t->req, t->dir, t->name);
-	node_put(t->dir);
+	switch (t->kind) {
+	case TASK_MKDIR:
+		make_dir(t->req, t->node, t->name, t->mode, &t->who);
+		break;
+	case TASK_RMDIR:
+		remove_dir(t->req, t->node, t->name);
+		break;
+	case TASK_SETXATTR:
+		set_attribute(t->req, t->node, t->name, t->value, t->size, t->flags, &t->who);
+		break;
+	}
+	node_put(t->node);
 	free(t);
 	dispatch_task_ends(fs);
 	return NULL;
@@ -299,22 +322,29 @@ int dispatch_start_task(struct fs *fs, void *(*run)(void *), void *t)
 	return -r;
 }
 
-static void slowly(fuse_req_t req, struct node *dir, const char *name, bool make, mode_t mode)
+/* HOW: all but the references and what is behind it. */
+static void slowly(fuse_req_t req, struct node *node, const char *name, const struct task *how)
 {
 	size_t len = strlen(name) + 1;
-	struct task *t = malloc(sizeof *t + len);
+	struct task *t = malloc(sizeof *t + len + how->size);
 	int r = -ENOMEM;
 
 	if (t) {
-		*t = (struct task){req, node_ref(dir), make, mode, dispatch_caller(req)};
+		*t = *how;
+		t->req = req;
+		t->node = node_ref(node);
+		t->who = dispatch_caller(req);
 		memcpy(t->name, name, len);
+		if (how->size)
+			memcpy(t->name + len, how->value, how->size);
+		t->value = t->name + len;
 		r = dispatch_start_task(dispatch_fs(req), run_task, t);
 	}
 	if (r == 0)
 		return;
 	dispatch_reply_err(req, r);
 	if (t)
-		node_put(t->dir);
+		node_put(t->node);
 	free(t);
 }
 
@@ -331,7 +361,7 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 
 	DISPATCH_NODE(dir, parent);
 	if (dir->ops->slow)
-		slowly(req, dir, name, true, mode);
+		slowly(req, dir, name, &(struct task){.kind = TASK_MKDIR, .mode = mode});
 	else
 		make_dir(req, dir, name, mode, &who);
 }
@@ -340,7 +370,7 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	DISPATCH_NODE(dir, parent);
 	if (dir->ops->slow)
-		slowly(req, dir, name, false, 0);
+		slowly(req, dir, name, &(struct task){.kind = TASK_RMDIR});
 	else
 		remove_dir(req, dir, name);
 }
@@ -410,13 +440,14 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
                         size_t size, int flags)
 {
 	struct caller who = dispatch_caller(req);
-	int r;
 
 	DISPATCH_NODE(n, ino);
-	r = n->ops->denied;
-	if (n->ops->setxattr)
-		r = n->ops->setxattr(dispatch_fs(req), n, name, value, size, flags, &who);
-	dispatch_reply_err(req, r);
+	if (n->ops->slow)
+		slowly(req, n, name,
+		       &(struct task){
+		           .kind = TASK_SETXATTR, .flags = flags, .size = size, .value = value});
+	else
+		set_attribute(req, n, name, value, size, flags, &who);
 }
 
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)

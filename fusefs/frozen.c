@@ -1,5 +1,7 @@
 /*
- * The frozen tree: what ff_frozen_*() and ff_reader_*() tell, and EROFS for every change.
+ * The frozen tree: what ff_frozen_*() and ff_reader_*() tell, and EROFS for every change but two
+ * that are commands: mkdir of .checkpoint in the root of a snapshot, and an extended attribute of
+ * that root which means the same. Who may give them is who may make and drop snapshots.
  *
  * A frozen inode never changes, so names and attributes may be cached for long and pages across
  * opens (FOPEN_KEEP_CACHE); the node ids of a later snapshot are others (see inode.c), so nothing
@@ -47,12 +49,17 @@ int frozen_entry(struct fs *fs, struct ff_snap *snap, const struct ff_frozen *f,
 	return node_enter(fs->nodes, &proto, &out->node);
 }
 
+static bool is_root(const struct node *node)
+{
+	return node->frozen == ff_snap_root(node->snap);
+}
+
 static int frozen_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out)
 {
 	const struct ff_frozen *f;
 	int r = ff_frozen_lookup(dir->snap, dir->frozen, name, &f);
 
-	if (r == -ENOENT && dir->frozen == ff_snap_root(dir->snap))
+	if (r == -ENOENT && is_root(dir))
 		return derived_lookup(fs, dir->snap, name, out);
 	return r < 0 ? r : frozen_entry(fs, ff_snap_ref(dir->snap), f, out);
 }
@@ -193,14 +200,14 @@ static int take_snap(void *ctx, const struct ff_snap_status *s)
  * changed each time. */
 static int own_xattr(struct node *n, const char *name, char *out, size_t size)
 {
-	static const char *const words[] = {"ok", "broken", "torn"};
+	static const char *const words[] = {"ok", "checkpoint", "broken", "torn"};
 	struct timespec created = ff_snap_created(n->snap);
 	struct ff_disk_status disk;
 	struct view view;
 	const struct ff_status_visitor visitor = {.snap = take_snap, .ctx = &view};
 	int r;
 
-	if (n->frozen == ff_snap_root(n->snap)) {
+	if (is_root(n)) {
 		r = ff_snap_visit(n->snap, &visitor);
 	} else {
 		r = ff_frozen_status(n->snap, n->frozen, &disk);
@@ -260,6 +267,28 @@ static int frozen_listxattr(struct fs *fs, struct node *node, char *buf, size_t 
 	return r;
 }
 
+/* The one directory that can be made. */
+static int frozen_mkdir(struct fs *fs, struct node *dir, const char *name, mode_t mode,
+                        const struct caller *who)
+{
+	if (!is_root(dir) || strcmp(name, CHECKPOINT_NAME) != 0)
+		return -EROFS;
+	return snapdir_allows(fs, who) ? ff_snap_checkpoint(dir->snap) : -EACCES;
+}
+
+/* The attributes that are commands. */
+static int frozen_setxattr(struct fs *fs, struct node *node, const char *name, const void *value,
+                           size_t size, int flags, const struct caller *who)
+{
+	bool yes = size == 1 && *(const char *)value == '1';
+
+	if (!is_root(node) || strcmp(name, OURS "checkpoint") != 0)
+		return -EROFS;
+	if (!snapdir_allows(fs, who))
+		return -EACCES;
+	return yes ? ff_snap_checkpoint(node->snap) : -EINVAL;
+}
+
 const struct node_ops frozen_node_ops = {
     .denied = -EROFS,
     .lasting = true,
@@ -270,4 +299,7 @@ const struct node_ops frozen_node_ops = {
     .opendir = frozen_opendir,
     .getxattr = frozen_getxattr,
     .listxattr = frozen_listxattr,
+    .mkdir = frozen_mkdir,
+    .setxattr = frozen_setxattr,
+    .slow = true,
 };

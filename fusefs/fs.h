@@ -64,7 +64,8 @@ struct fs {
 
 	pthread_mutex_t tasks_lock;
 	pthread_cond_t tasks_done; /* tasks became 0 */
-	unsigned tasks; /* tasks_lock; threads that make or drop a snapshot, or read for long */
+	unsigned tasks; /* tasks_lock; threads that make, drop or change a snapshot, or read for
+	                   long */
 
 	pthread_mutex_t snapdir_lock;
 	struct stat snapdir_attr; /* snapdir_lock; mode and owner */
@@ -138,8 +139,8 @@ struct node_ops {
 
 	bool costly;  /* getattr() tells more than a lookup, which does not take the time for it */
 	bool lasting; /* nothing of a node changes but by the renaming of its snapshot */
-	bool slow; /* mkdir and rmdir may take seconds: dispatch.c gives them a thread of their own
-	            */
+	bool slow; /* mkdir, rmdir and setxattr may take seconds: dispatch.c gives them a thread of
+	            * their own */
 };
 
 /* One directory entry; NAME is valid until the next call on the handle. */
@@ -206,6 +207,13 @@ extern const struct node_ops control_node_ops;
 /* --- control.c --- */
 /* Makes the nodes of .fleecefs. */
 int control_enter(struct fs *fs);
+
+/* --- snapdir.c --- */
+/* May WHO make and drop snapshots? */
+bool snapdir_allows(struct fs *fs, const struct caller *who);
+
+/* Found in the root of a snapshot that is a checkpoint; to make it makes one: see checkpoint.c. */
+#define CHECKPOINT_NAME ".checkpoint"
 
 /* --- frozen.c --- */
 /* Enters the inode F of SNAP, whose reference is taken over also when it fails. */

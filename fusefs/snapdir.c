@@ -96,6 +96,20 @@ static int snapdir_setattr(struct fs *fs, struct node *node, struct handle *hand
 	return 0;
 }
 
+bool snapdir_allows(struct fs *fs, const struct caller *who)
+{
+	struct stat st;
+	mode_t need;
+
+	pthread_mutex_lock(&fs->snapdir_lock);
+	st = fs->snapdir_attr;
+	pthread_mutex_unlock(&fs->snapdir_lock);
+	need = who->uid == st.st_uid                ? S_IWUSR | S_IXUSR
+	       : who->in_group(who->ask, st.st_gid) ? S_IWGRP | S_IXGRP
+	                                            : S_IWOTH | S_IXOTH;
+	return who->uid == 0 || (st.st_mode & need) == need;
+}
+
 static int snapdir_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out)
 {
 	struct ff_snap *snap;

@@ -177,6 +177,13 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags);
  * (ff_reader_flushed()), for their close is already on its way. */
 int ff_store_drop(struct ff_store *store, const char *name);
 
+/* Makes a checkpoint of a snapshot: what was saved for it alone is given up, its frozen files are
+ * never read again (-EIO), and which clusters changed since is all that is kept, for a bit each.
+ * What older snapshots need is saved as before. -EBUSY: a frozen file of it is open; waits as
+ * ff_store_drop() does. 0, too, if it is one already. */
+int ff_snap_checkpoint(struct ff_snap *snap);
+bool ff_snap_is_checkpoint(struct ff_snap *snap);
+
 /* Renames a snapshot. -ENOENT, -EINVAL, -EEXIST. Open readers stay valid. Where views are durable
  * and storage fails half-way, it may have the new name after an error, as fsync may have written.
  */
@@ -226,7 +233,8 @@ int ff_frozen_listxattr(const struct ff_snap *snap, const struct ff_frozen *f, c
                         size_t size, size_t *len);
 
 /* Opens a frozen regular file for reading; keeps the snapshot from being dropped until it is
- * closed. -EIO: its view is broken (said in the log when it broke). Use by many threads at once. */
+ * closed. -EIO: its view is broken (said in the log when it broke), or a checkpoint's. Use by many
+ * threads at once. */
 int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_reader **out);
 
 /* Reads LEN bytes at OFF, short only at the end of the file. -EIO: broken, or a saved cluster whose
@@ -414,15 +422,16 @@ void ff_store_status(struct ff_store *store, struct ff_store_status *out);
 
 enum ff_view_state {
 	FF_VIEW_OK,
-	FF_VIEW_BROKEN, /* old data could not be saved, or was lost */
-	FF_VIEW_TORN,   /* power failed (or a filesystem did) before it was durable */
+	FF_VIEW_CHECKPOINT, /* given up on purpose: only which clusters changed is kept */
+	FF_VIEW_BROKEN,     /* old data could not be saved, or was lost */
+	FF_VIEW_TORN,       /* power failed (or a filesystem did) before it was durable */
 };
 
 struct ff_disk_status {
 	const char *path; /* one of its paths in the snapshot, without a leading slash; owned by the
 	                     caller of the function that gives it, until that function returns */
 	enum ff_view_state state;
-	const char *reason;       /* NULL if it is ok; static */
+	const char *reason;       /* NULL unless it is broken or torn; static */
 	uint64_t frozen_bytes;    /* its size */
 	uint64_t read_bytes;      /* given to readers since the store was opened */
 	uint64_t preserved_bytes; /* held by its own image, in whole clusters, zeros included */

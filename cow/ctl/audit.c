@@ -14,12 +14,14 @@
  * (audit_keep_common()).
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cow/ctl/audit.h"
 #include "cow/io.h"
+#include "cow/ledger_file.h"
 #include "ff_util.h"
 
 enum { RUN_BYTES = 1 << 20, CHUNK_BYTES = CLUSTERMAP_CHUNK_BITS / 8 };
@@ -299,6 +301,38 @@ static int begin(struct work *w)
 	return view_end(&w->v, &w->end);
 }
 
+static int on_sector(void *ctx, enum ledger_part part, uint64_t first, const uint64_t *words)
+{
+	struct work *w = ctx;
+
+	for (unsigned i = 0; i < LEDGER_WORDS && part == LEDGER_CHANGED; i++)
+		w->out->noted += (unsigned)__builtin_popcountll(words[i]);
+	return 0;
+}
+
+/* The record of changes beside the image, if its head says that there is one. */
+static int check_ledger(struct work *w, int dirfd, const char *path)
+{
+	const struct ff_image_desc *desc = &w->v.head.desc;
+	uint64_t bad, clusters = w->v.l.clusters;
+	ff_autoclose int fd = -1;
+	int r;
+
+	if (!desc->ledger)
+		return 0;
+	r = ledger_open(dirfd, path, desc, clusters, O_RDONLY, &fd);
+	if (!r)
+		r = ledger_scan(fd, desc, clusters, on_sector, w, &w->out->hash, &bad);
+	if (r == -ENOMEM || r == -EMFILE)
+		return r;
+	return r ? found(w->out, FINDING_LEDGER, 0,
+	                 r == -ENOENT   ? "its record of changes is missing"
+	                 : r == -EINVAL ? "its record of changes is damaged"
+	                                : "its record of changes cannot be read",
+	                 r)
+	         : 0;
+}
+
 static int look(struct work *w)
 {
 	const struct qcow2_layout *l = &w->v.l;
@@ -343,6 +377,8 @@ int audit_image(int dirfd, const char *path, const struct audit_how *how, struct
 	out->cluster_size = w.v.l.cluster_size;
 	out->broken = w.v.head.desc.broken;
 	r = look(&w);
+	if (!r)
+		r = check_ledger(&w, dirfd, path);
 	if (r == -EIO || r == -EUCLEAN)
 		r = found(out, FINDING_OPEN, 0, NULL, r);
 	view_close(&w.v);
@@ -380,6 +416,7 @@ void audit_say(const struct audit *a, const struct finding *f, const char *path)
 		        off);
 		break;
 	case FINDING_SUMS:
+	case FINDING_LEDGER:
 		ctl_say("  %s: %s", path, f->why);
 		break;
 	case FINDING_SUM:

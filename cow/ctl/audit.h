@@ -16,6 +16,7 @@ enum finding_kind {
 	FINDING_REFCOUNT, /* of a host cluster in use: 0 */
 	FINDING_SUMS,     /* the checksum file */
 	FINDING_SUM,      /* of a guest cluster */
+	FINDING_LEDGER,   /* its record of changes */
 	FINDING_READ,     /* a guest cluster's data cannot be read */
 	FINDING_LIBQCOW,  /* libqcow does not open it */
 	FINDING_SIZE,     /* libqcow takes it for another size */
@@ -35,7 +36,8 @@ struct audit {
 	size_t count;   /* of those */
 	uint64_t total; /* with those that had no room */
 	uint64_t data, zeros, leaks;
-	uint64_t hash; /* of the L2 entries, as in cow/qcow2_load.c */
+	uint64_t noted; /* clusters that changed and are not saved */
+	uint64_t hash;  /* of the L2 entries and the ledger, as in cow/qcow2_load.c */
 	uint32_t cluster_size;
 	bool broken;
 };

@@ -28,6 +28,7 @@
 #include "cow/ctl/ctl.h"
 #include "cow/ctl/source.h"
 #include "cow/io.h"
+#include "cow/ledger_file.h"
 #include "cow/names.h"
 #include "cow/open_regular.h"
 #include "ff_util.h"
@@ -124,24 +125,29 @@ static void removed(struct gc *g, const char *path, uint64_t bytes, int r)
 	g->bytes += bytes;
 }
 
-/* The checksums first: while the image is there, it leads to both. */
+/* The files beside it first: while the image is there, it leads to all. */
 static void remove_image(struct gc *g, const struct inv_image *img)
 {
+	ff_autofree char *sums = NULL, *ledger = ledger_path(img->path);
 	int dir = g->place.fleece_fd, r = 0;
-	ff_autofree char *sums = NULL;
 	uint64_t bytes = img->allocated;
 	struct statx sx;
 
 	if (asprintf(&sums, "%.*s.xxh3", (int)(strlen(img->path) - strlen(".qcow2")), img->path) <
-	    0) {
+	    0)
 		sums = NULL;
+	if (!sums || !ledger) {
 		removed(g, img->path, 0, -ENOMEM);
 		return;
 	}
 	if (!io_statx(dir, sums, &sx))
 		bytes += sx.stx_blocks * 512;
+	if (!io_statx(dir, ledger, &sx))
+		bytes += sx.stx_blocks * 512;
 	if (!g->dry) {
 		r = io_unlinkat(dir, sums, 0);
+		if (!r || r == -ENOENT)
+			r = io_unlinkat(dir, ledger, 0);
 		if (!r || r == -ENOENT)
 			r = io_unlinkat(dir, img->path, 0);
 	}

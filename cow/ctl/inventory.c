@@ -18,6 +18,7 @@
 #include "cow/ctl/view.h"
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/ledger_format.h"
 #include "cow/names.h"
 #include "cow/open_regular.h"
 #include "ff_util.h"
@@ -102,15 +103,16 @@ static int add_image(struct reading *rd, const char *path)
 	return 0;
 }
 
-/* Is there the image that checksums at PATH would be of, or should there be? */
-static bool has_image(const struct reading *rd, const char *path)
+/* Is there the image that the file at PATH, which ends with SUFFIX, would be of, or should there
+ * be? */
+static bool has_image(const struct reading *rd, const char *path, const char *suffix)
 {
 	const struct inv_dir *dir = &rd->inv->dirs[rd->dir];
 	const struct tree *t = dir->manifest.tree;
 	ff_autofree char *image = NULL;
 	struct statx sx;
 
-	if (asprintf(&image, "%.*s.qcow2", (int)(strlen(path) - strlen(".xxh3")), path) < 0) {
+	if (asprintf(&image, "%.*s.qcow2", (int)(strlen(path) - strlen(suffix)), path) < 0) {
 		image = NULL;
 		return true;
 	}
@@ -122,8 +124,16 @@ static bool has_image(const struct reading *rd, const char *path)
 	return false;
 }
 
+/* Does the file at PATH lie right in the directory? */
+static bool is_in(const struct inv_dir *dir, const char *path)
+{
+	return !strchr(path + strlen(dir->name) + 1, '/');
+}
+
 static int take_file(struct reading *rd, const char *name, const char *path)
 {
+	static const char *const beside[] = {".xxh3", "." LEDGER_SUFFIX};
+
 	if (strcmp(name, MANIFEST_NAME) == 0)
 		return 0;
 	if (!names_ours(name)) {
@@ -134,8 +144,13 @@ static int take_file(struct reading *rd, const char *name, const char *path)
 		return add_image(rd, path);
 	if (ends_with(name, ".backing"))
 		return 0;
-	if (ends_with(name, ".xxh3") && has_image(rd, path))
+	for (size_t i = 0; i < FF_ARRAY_SIZE(beside); i++)
+		if (ends_with(name, beside[i]) && has_image(rd, path, beside[i]))
+			return 0;
+	if (strcmp(name, NAMES_CHECKPOINT) == 0 && is_in(&rd->inv->dirs[rd->dir], path)) {
+		rd->inv->dirs[rd->dir].checkpoint = true;
 		return 0;
+	}
 	return add_stray(rd, path, rd->dir);
 }
 

@@ -36,6 +36,7 @@ struct inv_dir {
 	const char *why;
 	struct manifest manifest; /* tree: NULL without one */
 	struct timespec made;
+	bool checkpoint;     /* it has the mark of one */
 	size_t first, count; /* its images */
 	size_t *of_disk;     /* by the manifest's disk: index of its image, SIZE_MAX: missing */
 };

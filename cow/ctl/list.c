@@ -84,7 +84,7 @@ static const char *state_of(const struct inventory *inv, const struct inv_dir *d
 		if (i == SIZE_MAX || inv->images[i].error || inv->images[i].desc.broken)
 			return "broken";
 	}
-	return "ok";
+	return d->checkpoint ? "checkpoint" : "ok";
 }
 
 static int by_age(const void *a, const void *b)
@@ -142,7 +142,7 @@ static void print(const json_t *list)
 	size_t i;
 
 	if (json_array_size(list))
-		printf("%-29s %-19s  %-8s %7s %10s\n", "SNAPSHOT", "CREATED", "STATE", "DISKS",
+		printf("%-29s %-19s  %-10s %7s %10s\n", "SNAPSHOT", "CREATED", "STATE", "DISKS",
 		       "PRESERVED");
 	json_array_foreach(list, i, o)
 	{
@@ -154,7 +154,7 @@ static void print(const json_t *list)
 			strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &tm);
 		text_cell(stdout, json_text(o, "name"), 29);
 		printf(" %-19s  ", text);
-		text_cell(stdout, json_text(o, "state"), 8);
+		text_cell(stdout, json_text(o, "state"), 10);
 		printf(" %7.0f %10s\n", json_num(o, "disks"),
 		       text_size(json_num(o, "preserved_bytes")).s);
 	}

@@ -63,9 +63,15 @@ static void print_guest(FILE *out, const struct place *p)
 	        text_wait(json_num(g, "p99_wait_us")).s, json_num(g, "failed_saves"));
 }
 
+static bool is_checkpoint(const json_t *o)
+{
+	return strcmp(json_text(o, "state"), "checkpoint") == 0;
+}
+
+/* Nothing was lost, or nothing that was not given up on purpose. */
 static bool is_ok(const json_t *o)
 {
-	return strcmp(json_text(o, "state"), "ok") == 0;
+	return is_checkpoint(o) || strcmp(json_text(o, "state"), "ok") == 0;
 }
 
 /* Why it is not ok, and which of its disks are not. */
@@ -109,7 +115,7 @@ static void print_snapshot(FILE *out, const json_t *s)
 	part = part < 1 ? part : 1;
 	text_cell(out, json_text(s, "name"), NAME_COLUMNS);
 	fprintf(out, " %6s ", text_span(json_num(s, "age_seconds")).s);
-	text_cell(out, json_text(s, "state"), 6);
+	text_cell(out, is_checkpoint(s) ? "chkpt" : json_text(s, "state"), 6);
 	fprintf(out, " %5s %9s %s %3.0f%% %6s\n", text_size(frozen).s,
 	        text_size(json_num(s, "preserved_bytes")).s, text_bar(part, 10).s, part * 100,
 	        text_wait(json_num(s, "longest_wait_us")).s);

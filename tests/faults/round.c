@@ -156,6 +156,7 @@ static struct round_snap *new_snap(struct round *r, const char *name)
 		memset(s->may_break, 0, sizeof s->may_break);
 		memset(s->broken, 0, sizeof s->broken);
 		s->durable = r->config.durable;
+		s->data = ROUND_WHOLE;
 		s->settling = s->refused = false;
 		round_copy_tree(&s->tree, &r->model->live);
 		s->state = ROUND_COMING;
@@ -183,6 +184,25 @@ static int run_freeze(struct round *r, const struct round_step *s)
 		snap->state = !e ? ROUND_THERE : r->may_come ? ROUND_COMING : ROUND_FREE;
 	if (snap)
 		snap->refused = e != 0;
+	return e;
+}
+
+static int run_checkpoint(struct round *r, const struct round_step *s)
+{
+	struct round_snap *model = round_find_snap(r, s->name);
+	struct ff_snap *snap;
+	int e = ff_snap_get(r->store, s->name, &snap);
+
+	if (e)
+		return e;
+	if (model && model->data == ROUND_WHOLE)
+		model->data = ROUND_GIVING;
+	e = ROUND_ENGINE(ff_snap_checkpoint(snap));
+	if (model && !e)
+		model->data = ROUND_GIVEN;
+	round_in_engine = true;
+	ff_snap_put(snap);
+	round_in_engine = false;
 	return e;
 }
 
@@ -236,6 +256,8 @@ static int run(struct round *r, const struct round_step *s)
 		return 0;
 	case ROUND_FREEZE:
 		return run_freeze(r, s);
+	case ROUND_CHECKPOINT:
+		return run_checkpoint(r, s);
 	case ROUND_DROP:
 	case ROUND_RENAME_SNAP:
 	case ROUND_READ:

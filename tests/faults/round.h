@@ -53,6 +53,7 @@ enum round_op {
 	ROUND_FREEZE,      /* mkdir name */
 	ROUND_DROP,        /* rmdir name */
 	ROUND_RENAME_SNAP, /* name → to */
+	ROUND_CHECKPOINT,  /* of the snapshot `name` */
 	ROUND_WRITE,       /* len bytes at off, made from seed; 0: zeros */
 	ROUND_REWRITE,     /* the bytes that are there, at off, len */
 	ROUND_APPEND,
@@ -107,8 +108,12 @@ struct round_tree {
  * MOVING (by either name). */
 enum round_state { ROUND_FREE, ROUND_THERE, ROUND_COMING, ROUND_GOING, ROUND_MOVING };
 
+/* GIVING: a checkpoint or not, and then the data is there. */
+enum round_data { ROUND_WHOLE, ROUND_GIVING, ROUND_GIVEN };
+
 struct round_snap {
 	enum round_state state;
+	enum round_data data;
 	char name[16], to[16];
 	bool durable;
 	bool refused;                /* mkdir failed: it may be there, and may be gone later */

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cow/engine.h"
 #include "ff_util.h"
 
 /* --- frozen ----------------------------------------------------------------------------------- */
@@ -113,6 +114,46 @@ static int read_file(struct round *r, struct ff_snap *snap, const struct ff_froz
 	return e;
 }
 
+/* What the chain knows to have changed since the link FIRST was the newest must be all that differs
+ * from the live file. What lies beyond the end of either is another matter. */
+static void check_changes(struct round *r, struct link *first, const struct round_file *was,
+                          const struct round_file *is, const char *what)
+{
+	uint32_t size = ff_image_desc(first->img)->cluster_size;
+	uint32_t shared = FF_MIN(was->size, is->size);
+
+	for (uint32_t at = 0; at < shared; at += size) {
+		uint32_t len = FF_MIN(size, shared - at);
+		bool known = false;
+
+		for (struct link *l = first; l; l = atomic_load(&l->newer))
+			known |= at / size >= l->clusters || ff_image_marked(l->img, at / size);
+		if (!known && memcmp(was->bytes + at, is->bytes + at, len) != 0)
+			round_complain(r, "%s: CHANGED at %u, and not known", what, at);
+	}
+}
+
+/* A file of a checkpoint. */
+static int check_given(struct round *r, struct ff_snap *snap, const struct ff_frozen *f,
+                       const struct round_snap *s, int file, const char *what)
+{
+	const struct round_file *live = &r->model->live.files[file];
+	struct ff_disk_status st;
+	struct ff_reader *rd;
+	int e = ROUND_ENGINE(ff_reader_open(snap, f, &rd));
+
+	if (!e) {
+		round_complain(r, "%s: is a checkpoint's, yet it can be opened", what);
+		ff_reader_close(rd);
+	}
+	e = ff_frozen_status(snap, f, &st);
+	if (e || st.state != FF_VIEW_CHECKPOINT)
+		return e ? e : -EIO;
+	if (live->used)
+		check_changes(r, snap->links[f->disk], &s->tree.files[file], live, what);
+	return 0;
+}
+
 /* The frozen directory must have the model's names, no more. */
 static void check_names(struct round *r, struct ff_snap *snap, const struct round_tree *want,
                         const char *prefix)
@@ -137,6 +178,7 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 	const struct ff_frozen *f;
 	struct ff_snap *snap;
 	char what[80];
+	bool given;
 	int e = ff_snap_get(r->store, name, &snap), first = 0;
 
 	if (e)
@@ -146,6 +188,10 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 		ff_snap_put(snap);
 		return e;
 	}
+	given = ff_snap_is_checkpoint(snap);
+	if (s->data != ROUND_GIVING && given != (s->data == ROUND_GIVEN))
+		round_complain(r, "%s: is %sa checkpoint", name, given ? "" : "not ");
+	s->data = given ? ROUND_GIVEN : s->data;
 	check_names(r, snap, &s->tree, "");
 	check_names(r, snap, &s->tree, "sub");
 	for (int i = 0; i < ROUND_NAMES; i++) {
@@ -159,7 +205,8 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 			round_complain(r, "%s: not found: %s", what, strerror(-e));
 			continue;
 		}
-		e = read_file(r, snap, f, &s->tree.files[file], what);
+		e = given ? check_given(r, snap, f, s, file, what)
+		          : read_file(r, snap, f, &s->tree.files[file], what);
 		first = first ? first : e;
 		if (!e && torn)
 			round_complain(r, "%s: torn, yet it can be read", what);

@@ -100,15 +100,42 @@ static const struct round_step chain[] = {
     {ROUND_WRITE, "e", .off = 10, .len = 10, .seed = 8},
 };
 
+/* Snapshots that become checkpoints: the newest, the oldest, one between others; and go. */
+static const struct round_step points[] = {
+    {ROUND_OPEN},
+    {ROUND_FREEZE, "s1"},
+    {ROUND_WRITE, "a", .off = 0, .len = 12288, .seed = 1},
+    {ROUND_FREEZE, "s2"},
+    {ROUND_WRITE, "a", .off = 4096, .len = 20000, .seed = 2},
+    {ROUND_WRITE, "d", .off = 4000, .len = 5000, .seed = 3},
+    {ROUND_CHECKPOINT, "s2"}, /* s1 needs what it has */
+    {ROUND_WRITE, "a", .off = 8192, .len = 30000, .seed = 4},
+    {ROUND_TRUNCATE, "d", .off = 6000},
+    {ROUND_READ, "s1"},
+    {ROUND_CHECKPOINT, "s1"},
+    {ROUND_WRITE, "a", .off = 40960, .len = 5000, .seed = 5},
+    {ROUND_READ, "s1"},
+    {ROUND_FREEZE, "s3"},
+    {ROUND_WRITE, "a", .off = 45000, .len = 9000, .seed = 6},
+    {ROUND_WRITE, "e", .off = 10, .len = 2000, .seed = 7},
+    {ROUND_DROP, "s1"},
+    {ROUND_READ, "s3"},
+    {ROUND_DROP, "s3"}, /* s2 must know what changed in its time */
+    {ROUND_WRITE, "a", .off = 60000, .len = 9000, .seed = 8},
+    {ROUND_SYNC, "a"},
+    {ROUND_CLOSE},
+    {ROUND_OPEN},
+    {ROUND_WRITE, "a", .off = 70000, .len = 9000, .seed = 9},
+    {ROUND_READ, "s2"},
+    {ROUND_DROP, "s2"},
+};
+
 #define WORKLOAD(w)                                                                                \
 	{                                                                                          \
 #w, w, FF_ARRAY_SIZE(w)                                                            \
 	}
 
 const struct round_workload round_workloads[] = {
-    WORKLOAD(writes),
-    WORKLOAD(changes),
-    WORKLOAD(names),
-    WORKLOAD(chain),
+    WORKLOAD(writes), WORKLOAD(changes), WORKLOAD(names), WORKLOAD(chain), WORKLOAD(points),
 };
 const size_t round_workload_count = FF_ARRAY_SIZE(round_workloads);

@@ -55,7 +55,8 @@ struct inode {
 struct snap {
 	char name[NAME_LEN];
 	struct inode *root;
-	bool checked; /* has been compared whole */
+	bool checked;  /* has been compared whole */
+	bool given_up; /* it is a checkpoint */
 };
 
 struct open_file {
@@ -93,7 +94,8 @@ struct model {
 	uint8_t *buf, *buf2; /* BUF_LEN each, page-aligned */
 	char hist[HIST][HIST_LEN];
 	/* what was done, for the summary */
-	unsigned long snaps_made, remounts, kills, images_checked, images, no_mmap, full_compares;
+	unsigned long snaps_made, checkpoints, remounts, kills, images_checked, images, no_mmap,
+	    full_compares;
 	uint64_t bytes_read;
 };
 
@@ -164,6 +166,7 @@ bool op_xattr(struct model *m);
 bool op_snap_make(struct model *m);
 bool op_snap_drop(struct model *m);
 bool op_snap_rename(struct model *m);
+bool op_snap_checkpoint(struct model *m);
 bool op_frozen_open(struct model *m);
 bool op_frozen_close(struct model *m);
 bool op_frozen_change(struct model *m);
@@ -186,6 +189,10 @@ void check_range(struct model *m, int fd, enum how how, const struct content *c,
                  uint64_t len, const char *what);
 /* Compares the whole of the file at PATH: size, bytes, holes. */
 void check_file(struct model *m, const char *path, const struct content *c, const char *what);
+/* PATH, in a checkpoint, cannot be opened. */
+void check_given_up(struct model *m, const char *path);
+/* Is the snapshot a checkpoint, by its attribute? */
+bool is_given_up(struct model *m, const struct snap *s);
 /* One read somewhere, live or frozen. */
 void check_somewhere(struct model *m);
 /* Compares everything. */

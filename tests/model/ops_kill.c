@@ -183,12 +183,36 @@ static bool kill_while_snapping(struct model *m)
 	return true;
 }
 
+/* A snapshot becomes a checkpoint, while the disks are written to or not, as the daemon goes. */
+static bool kill_while_giving_up(struct model *m)
+{
+	struct killer k;
+	struct snap *s;
+	char path[PATH_LEN];
+
+	if (!m->nsnaps)
+		return false;
+	s = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	if (s->given_up)
+		return false;
+	snap_path(m, s->name, path);
+	snprintf(path + strlen(path), 20, "/.checkpoint");
+	note(m, "mkdir %s, being killed", path);
+	kill_soon(m, &k);
+	mkdir(path, 0755);
+	mount_again(m, &k);
+	s->given_up = is_given_up(m, s);
+	return true;
+}
+
 bool op_kill(struct model *m)
 {
-	bool changing = !rng_one_in(&m->rng, 3);
+	bool changing = !rng_one_in(&m->rng, 3), giving_up = rng_one_in(&m->rng, 3);
 
 	note(m, "SIGKILL");
-	if (!(changing ? kill_while_changing(m) : kill_while_snapping(m)))
+	if (!(giving_up  ? kill_while_giving_up(m)
+	      : changing ? kill_while_changing(m)
+	                 : kill_while_snapping(m)))
 		return false;
 	check_all(m);
 	if (m->qemu_every)

@@ -148,6 +148,37 @@ bool op_snap_rename(struct model *m)
 	return true;
 }
 
+bool op_snap_checkpoint(struct model *m)
+{
+	char path[PATH_LEN], dir[PATH_LEN];
+	bool by_mkdir = rng_one_in(&m->rng, 2);
+	struct snap *s;
+
+	if (!m->nsnaps)
+		return false;
+	s = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	if (s->given_up)
+		return false;
+	if (!s->checked || rng_one_in(&m->rng, 2))
+		check_snap(m, s);
+	snap_path(m, s->name, path);
+	snprintf(dir, sizeof dir, "%.900s/.checkpoint", path);
+	note(m, "checkpoint of %s by %s", path, by_mkdir ? "mkdir" : "setxattr");
+	if (any_open(m, s)) {
+		if (mkdir(dir, 0755) == 0 || errno != EBUSY)
+			fail(m, "mkdir %s with an open file: %s", dir, strerror(errno));
+		frozen_close_all(m, s);
+	}
+	if (by_mkdir ? mkdir(dir, 0755) : setxattr(path, "user.fleecefs.checkpoint", "1", 1, 0))
+		fail(m, "checkpoint of %s: %s", path, strerror(errno));
+	if (by_mkdir && (mkdir(dir, 0755) == 0 || errno != EEXIST))
+		fail(m, "a second mkdir %s: %s", dir, strerror(errno));
+	s->given_up = true;
+	m->checkpoints++;
+	check_snap(m, s);
+	return true;
+}
+
 bool op_frozen_open(struct model *m)
 {
 	struct open_file *f = &m->frozen[rng_below(&m->rng, MAX_FROZEN)];
@@ -158,6 +189,8 @@ bool op_frozen_open(struct model *m)
 	if (f->fd >= 0 || !m->nsnaps)
 		return false;
 	f->snap = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	if (f->snap->given_up)
+		return false;
 	if (!tree_pick(m, f->snap->root, I_REG, &dir, &e))
 		return false;
 	snap_path(m, f->snap->name, base);

@@ -274,7 +274,8 @@ void record_stats(struct model *m, struct inode *root)
 	record_below(m, root);
 }
 
-static void check_contents(struct model *m, struct inode *dir, const char *base, const char *what)
+static void check_contents(struct model *m, struct inode *dir, const char *base, const char *what,
+                           bool given_up)
 {
 	char path[PATH_LEN];
 
@@ -282,11 +283,14 @@ static void check_contents(struct model *m, struct inode *dir, const char *base,
 		struct inode *ino = dir->ents[i].ino;
 
 		if (ino->type == I_DIR)
-			check_contents(m, ino, base, what);
+			check_contents(m, ino, base, what, given_up);
 		if (ino->type != I_REG)
 			continue;
 		path_of(base, dir, dir->ents[i].name, path);
-		check_file(m, path, &ino->data, what);
+		if (given_up)
+			check_given_up(m, path);
+		else
+			check_file(m, path, &ino->data, what);
 	}
 }
 
@@ -296,16 +300,18 @@ void check_snap(struct model *m, struct snap *s)
 
 	snap_path(m, s->name, base);
 	check_tree_frozen(m, s);
-	check_contents(m, s->root, base, "frozen");
+	if (is_given_up(m, s) != s->given_up)
+		fail(m, "%s: it is %sa checkpoint", base, s->given_up ? "not " : "");
+	check_contents(m, s->root, base, "frozen", s->given_up);
 	s->checked = true;
 }
 
 void check_live(struct model *m)
 {
 	check_tree_live(m);
-	check_contents(m, m->root, m->live, "live");
+	check_contents(m, m->root, m->live, "live", false);
 	if (!m->plain)
-		check_contents(m, m->root, m->below, "source");
+		check_contents(m, m->root, m->below, "source", false);
 }
 
 void check_all(struct model *m)
