@@ -450,6 +450,18 @@ int disk_old_source(struct ff_disk *d, bool direct, int *fd)
 	              : open_source(d, &d->old_fd, 0, fd);
 }
 
+int disk_seek(struct ff_disk *d, uint64_t off, int whence, uint64_t *out)
+{
+	int fd, r;
+
+	if (disk_is_device(d)) {
+		*out = whence == SEEK_DATA ? off : INT64_MAX;
+		return 0;
+	}
+	r = disk_source(d, &fd);
+	return r ? r : io_seek(fd, off, whence, out);
+}
+
 int disk_stat(struct ff_disk *d, struct stat *st)
 {
 	struct device *dev = disk_device(d);

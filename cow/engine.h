@@ -258,6 +258,8 @@ void disk_unref(struct ff_disk *d);
 int disk_source(struct ff_disk *d, int *fd);
 /* The same for saves; DIRECT: past the page cache, or -EINVAL where that cannot be. */
 int disk_old_source(struct ff_disk *d, bool direct, int *fd);
+/* The same as io_seek() of the source. A block device has no holes, wherever it ends. */
+int disk_seek(struct ff_disk *d, uint64_t off, int whence, uint64_t *out);
 /* What fstat says of the source now. */
 int disk_stat(struct ff_disk *d, struct stat *st);
 /* Calls FN for each disk that has a chain, with a reference held and no lock of disk.c. */

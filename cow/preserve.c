@@ -245,10 +245,8 @@ static uint64_t skip_hole(struct link *top, uint64_t first, uint64_t end)
 {
 	size_t size = ff_image_desc(top->img)->cluster_size;
 	uint64_t data;
-	int fd, r = disk_source(top->disk, &fd);
+	int r = disk_seek(top->disk, first * size, SEEK_DATA, &data);
 
-	if (!r)
-		r = io_seek(fd, first * size, SEEK_DATA, &data);
 	if (r == -ENXIO)
 		return end;
 	return r ? first : FF_MIN(FF_MAX(first, data / size), end);

@@ -306,16 +306,8 @@ static int seek_owned(struct link *owner, uint64_t at, uint64_t end, int whence,
 /* The same where the source has the run. What it says counts only if it still has it after. */
 static int seek_live(struct ff_reader *rd, uint64_t at, uint64_t end, int whence, uint64_t *out)
 {
-	int fd, r;
+	int r = disk_seek(rd->link->disk, at, whence, out);
 
-	if (disk_is_device(rd->link->disk)) { /* which has no holes */
-		*out = whence == SEEK_DATA ? at : end;
-		return 0;
-	}
-	r = disk_source(rd->link->disk, &fd);
-	if (r)
-		return r;
-	r = io_seek(fd, at, whence, out);
 	if (r == -ENXIO) { /* nothing but a hole, or past the end: zeros */
 		*out = whence == SEEK_DATA ? end : at;
 		return 0;

@@ -101,19 +101,17 @@ static int map_of(struct link *l, struct zero_map **out)
 static int look(struct link *l, uint64_t off, struct extent *e)
 {
 	uint64_t data, hole;
-	int fd, r;
+	int r;
 
 	if (off >= e->from && off < e->to)
 		return 0;
-	r = disk_source(l->disk, &fd);
-	if (!r)
-		r = io_seek(fd, off, SEEK_DATA, &data);
+	r = disk_seek(l->disk, off, SEEK_DATA, &data);
 	if (r == -ENXIO || (!r && data > off)) {
 		*e = (struct extent){off, r ? UINT64_MAX : data, true};
 		return 0;
 	}
 	if (!r)
-		r = io_seek(fd, off, SEEK_HOLE, &hole);
+		r = disk_seek(l->disk, off, SEEK_HOLE, &hole);
 	if (r == -ENXIO) { /* it became shorter just now */
 		*e = (struct extent){off, UINT64_MAX, true};
 		return 0;

@@ -144,6 +144,27 @@ qemu-img convert -f qcow2 -O raw "$(images s a)$(images s same)" "$tmp/converted
 cmp "$tmp/converted" "$tmp/before"
 "$fleecectl" check "$fleece" >"$tmp/out" 2>&1 || fail "fleecectl: $(cat "$tmp/out")"
 
+step "incremental images of it, and its checksum"
+cp "$a" "$tmp/old"
+mkdir "$snaps/old"
+dd if=/dev/urandom of="$mnt/a" bs=4k count=3 seek=100 conv=notrunc status=none
+dd if=/dev/zero of="$mnt/a" bs=4k count=200 seek=256 conv=notrunc status=none
+mkdir "$snaps/new"
+cp "$a" "$tmp/new"
+dd if=/dev/urandom of="$mnt/a" bs=1M count=3 conv=notrunc status=none
+qemu-img convert -f qcow2 -O raw "$snaps/new/.since/-/a.qcow2" "$tmp/converted"
+cmp "$tmp/converted" "$tmp/new"
+cp "$snaps/new/.since/old/a.qcow2" "$tmp/incr.qcow2"
+cp "$tmp/old" "$tmp/full.raw"
+qemu-img rebase -u -f qcow2 -F raw -b full.raw "$tmp/incr.qcow2"
+qemu-img check -q "$tmp/incr.qcow2"
+qemu-img convert -f qcow2 -O raw "$tmp/incr.qcow2" "$tmp/converted"
+cmp "$tmp/converted" "$tmp/new"
+[ "$(stat -c %s "$tmp/incr.qcow2")" -lt $((2 << 20)) ] || fail "$(stat -c %s "$tmp/incr.qcow2") bytes for 203 clusters"
+(cd "$snaps/new" && grep ' a$' .xxh128 | xxhsum -c --quiet)
+rmdir "$snaps/old" "$snaps/new"
+cp "$tmp/backup" "$mnt/a"
+
 step "nobody else: no mount, no other fleecefs, no QEMU that writes"
 not 'busy' mount -o ro "$a" "$tmp"
 if timeout 20 qemu-io -f host_device -c 'write 0 4k' "$a" >"$tmp/out" 2>&1 && ! grep -qi lock "$tmp/out"; then
