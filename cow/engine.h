@@ -403,6 +403,9 @@ bool session_unchanged(const struct ending_record *record, const struct identity
 /* By the record, have the L2 entries of the disk's image SEQ changed since the end? */
 bool session_entries_changed(const struct ending_record *record, const struct identity *id,
                              uint64_t seq, uint64_t hash);
+/* Was that image in the disk's chain at the end? */
+bool session_image_known(const struct ending_record *record, const struct identity *id,
+                         uint64_t seq);
 void session_record_free(struct ending_record *record);
 /* All has been taken notice of: begin anew. */
 int session_begin(struct ff_store *s);

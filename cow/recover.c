@@ -186,6 +186,18 @@ static bool is_damaged(struct recovery *rc, const struct ff_disk *d, const struc
 	return true;
 }
 
+/* Was the image of a view not in its chain at a clean end, so that it knows nothing of what was
+ * changed then? */
+static bool is_stale(struct recovery *rc, const struct ff_disk *d, const struct found *f)
+{
+	if (!f->snap || !f->img || rc->ending != ENDED_CLEAN ||
+	    session_image_known(rc->record, &d->id, f->seq))
+		return false;
+	ff_error("%s/%s/%s: it was not there when fleecefs ended, and lacks what was changed then",
+	         rc->store->fleece_path, f->dir->name, ff_image_path(f->img));
+	return true;
+}
+
 /* An image joins its chain, and a drop takes it out, by the name that the next older one bears.
  * What a drop has taken out, and had no time to delete, may name others that it did delete: that is
  * nobody's loss. */
@@ -223,7 +235,7 @@ static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t
 		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
 	for (size_t i = n; i-- > 0 && !r;) {
 		torn |= !f[i].durable && rc->ending != ENDED_CLEAN && rc->ending != ENDED_KILLED;
-		lost |= !f[i].img ||
+		lost |= !f[i].img || is_stale(rc, d, &f[i]) ||
 		        (!f[i].apart && (names_a_lost_one(f, n, i) || is_damaged(rc, d, &f[i])));
 		if (!f[i].img || !(torn || lost))
 			continue;
@@ -242,18 +254,31 @@ static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t
 	return r;
 }
 
+/* Takes the image away if it cannot be on top of this one. */
+static int does_not_fit(struct recovery *rc, struct link *top, struct found *f)
+{
+	const struct ff_image_desc *below = ff_image_desc(top->img), *desc = ff_image_desc(f->img);
+
+	if (below->seq != desc->seq && below->cluster_size == desc->cluster_size)
+		return 0;
+	ff_error("%s/%s/%s does not fit its chain", rc->store->fleece_path, f->dir->name,
+	         ff_image_path(f->img));
+	ff_image_free(ff_take_ptr(&f->img));
+	/* Which of the two has what was changed lately, nobody knows. */
+	return below->seq == f->seq
+	           ? chain_break_one(top, "another image has its number: a copy, or one that was "
+	                                  "moved away and back")
+	           : 0;
+}
+
 /* Puts one image on top of its disk's chain. */
 static int push(struct recovery *rc, struct ff_disk *d, struct found *f)
 {
 	struct link *top = atomic_load(&d->top), *l;
+	int r = top ? does_not_fit(rc, top, f) : 0;
 
-	if (top && (ff_image_desc(top->img)->cluster_size != ff_image_desc(f->img)->cluster_size ||
-	            ff_image_desc(top->img)->seq == f->seq)) {
-		ff_error("%s/%s/%s does not fit its chain", rc->store->fleece_path, f->dir->name,
-		         ff_image_path(f->img));
-		ff_image_free(ff_take_ptr(&f->img));
-		return 0;
-	}
+	if (r || !f->img)
+		return r;
 	l = link_new(d, f->dir, f->snap, f->img);
 	if (!l)
 		return -ENOMEM;

@@ -7,8 +7,9 @@
  *   .session  while mounted and after: the boot id, and which mounts of their filesystems
  * FLEECE_DIR and SOURCE had (superblock.c) .clean    written by a clean end: for each disk with a
  * chain its inode, birth time, size, mtime and ctime, and for each image of the chain "image", the
- * disk, the image's number and a hash of its L2 entries; the last line is a hash of all before.
- * Removed when a mount begins. Until then no L2 entry may be changed.
+ * disk, the image's number and a hash of its L2 entries, or "known" without the hash, where it is
+ * not to be compared; the last line is a hash of all before. Removed when a mount begins. Until
+ * then no L2 entry may be changed.
  *
  * .clean there: the mount ended cleanly; a disk which differs from its line, or has none that can
  * be read, was changed behind the mount's back. Else, .session is what one of now would be: the
@@ -54,6 +55,7 @@ struct image_line {
 	uint64_t ino, seq, hash;
 	int64_t btime_sec;
 	uint32_t btime_nsec;
+	bool hashed;
 };
 
 struct ending_record {
@@ -201,10 +203,19 @@ static bool parse_disk(const char *text, struct ending_line *l)
 	              &l->mtime_nsec, &l->ctime_sec, &l->ctime_nsec) == 8;
 }
 
+static bool is_image_line(const char *text)
+{
+	return strncmp(text, "image ", 6) == 0 || strncmp(text, "known ", 6) == 0;
+}
+
 static bool parse_image(const char *text, struct image_line *l)
 {
-	return sscanf(text, "image %" SCNu64 " %" SCNd64 " %" SCNu32 " %" SCNu64 " %" SCNx64,
-	              &l->ino, &l->btime_sec, &l->btime_nsec, &l->seq, &l->hash) == 5;
+	int n = sscanf(text + 6, "%" SCNu64 " %" SCNd64 " %" SCNu32 " %" SCNu64, &l->ino,
+	               &l->btime_sec, &l->btime_nsec, &l->seq);
+
+	l->hashed = text[0] == 'i';
+	return n == 4 &&
+	       (!l->hashed || sscanf(text, "image %*u %*d %*u %*u %" SCNx64, &l->hash) == 1);
 }
 
 static int parse_record(const char *text, struct ending_record **out)
@@ -227,15 +238,12 @@ static int parse_record(const char *text, struct ending_record **out)
 		free(rec);
 		return -ENOMEM;
 	}
-	for (p = text; p < last; p = strchr(p, '\n') + 1) {
-		bool image = strncmp(p, "image ", 6) == 0;
-
-		if (image ? !parse_image(p, &rec->images[rec->image_count++])
-		          : !parse_disk(p, &rec->lines[rec->count++])) {
+	for (p = text; p < last; p = strchr(p, '\n') + 1)
+		if (is_image_line(p) ? !parse_image(p, &rec->images[rec->image_count++])
+		                     : !parse_disk(p, &rec->lines[rec->count++])) {
 			session_record_free(rec);
 			return -EINVAL;
 		}
-	}
 	qsort(rec->lines, rec->count, sizeof rec->lines[0], by_ino);
 	qsort(rec->images, rec->image_count, sizeof rec->images[0], by_image);
 	*out = rec;
@@ -297,15 +305,28 @@ bool session_unchanged(const struct ending_record *record, const struct identity
 	return l->ctime_sec == st->st_ctim.tv_sec && l->ctime_nsec == st->st_ctim.tv_nsec;
 }
 
+static const struct image_line *find_image(const struct ending_record *record,
+                                           const struct identity *id, uint64_t seq)
+{
+	struct image_line key = {id->ino, seq, 0, id->btime_sec, id->btime_nsec, false};
+
+	if (!record->image_count)
+		return NULL;
+	return bsearch(&key, record->images, record->image_count, sizeof key, by_image);
+}
+
 bool session_entries_changed(const struct ending_record *record, const struct identity *id,
                              uint64_t seq, uint64_t hash)
 {
-	struct image_line key = {id->ino, seq, 0, id->btime_sec, id->btime_nsec}, *l;
+	const struct image_line *l = find_image(record, id, seq);
 
-	if (!record->image_count)
-		return false;
-	l = bsearch(&key, record->images, record->image_count, sizeof key, by_image);
-	return l && l->hash != hash;
+	return l && l->hashed && l->hash != hash;
+}
+
+bool session_image_known(const struct ending_record *record, const struct identity *id,
+                         uint64_t seq)
+{
+	return find_image(record, id, seq) != NULL;
 }
 
 void session_record_free(struct ending_record *record)
@@ -332,18 +353,22 @@ int session_begin(struct ff_store *s)
 	return r && r != -ENOENT ? r : io_fsync(s->fleece_fd);
 }
 
-/* An image that cannot be read is left out: it is not compared, then. */
+/* One that cannot be read is not compared. */
 static void add_images(struct ff_disk *d, FILE *f)
 {
 	for (struct link *l = atomic_load(&d->top); l; l = l->older) {
+		bool broken = ff_image_is_broken(l->img);
 		uint64_t hash;
+		bool hashed = !broken && !ff_image_entries_hash(l->img, &hash);
 
-		if (ff_image_is_broken(l->img) || ff_image_entries_hash(l->img, &hash))
-			continue;
-		fprintf(f, "image %llu %lld %u %llu %016llx\n", (unsigned long long)d->id.ino,
-		        (long long)d->id.btime_sec, d->id.btime_nsec,
-		        (unsigned long long)ff_image_desc(l->img)->seq, (unsigned long long)hash);
-		ff_image_park(l->img);
+		fprintf(f, "%s %llu %lld %u %llu", hashed ? "image" : "known",
+		        (unsigned long long)d->id.ino, (long long)d->id.btime_sec, d->id.btime_nsec,
+		        (unsigned long long)ff_image_desc(l->img)->seq);
+		if (hashed)
+			fprintf(f, " %016llx", (unsigned long long)hash);
+		fputc('\n', f);
+		if (!broken)
+			ff_image_park(l->img);
 	}
 }
 

@@ -152,8 +152,15 @@ static void write_file(const char *path, const uint8_t *data, size_t len)
 	close(fd);
 }
 
+/* What the last round noted on SOURCE's side of views that were lost: see cow/lost.c. */
+static int remove_note(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	return strncmp(path + ftw->base, ".lost-", 6) == 0 ? remove(path) : 0;
+}
+
 void damage_restore(void)
 {
+	nftw(t.source, remove_note, 16, FTW_PHYS);
 	nftw(t.fleece, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 	for (size_t i = 0; i < t.file_count; i++)
 		write_file(t.files[i].path, t.files[i].data, t.files[i].len);
