@@ -28,6 +28,7 @@ enum key {
 	KEY_FLEECE_RESERVE,
 	KEY_EXCLUDE,
 	KEY_DEVICE,
+	KEY_BACKING,
 	KEY_SOURCE_LOCK,
 	KEY_LOG_LEVEL,
 	KEY_MAX_THREADS,
@@ -55,7 +56,7 @@ static const struct option_name names[] = {
     {"exclude", KEY_EXCLUDE},           {"device", KEY_DEVICE},
     {"source-lock", KEY_SOURCE_LOCK},   {"log-level", KEY_LOG_LEVEL},
     {"durable", KEY_DURABLE},           {"help", KEY_HELP},
-    {"version", KEY_VERSION},
+    {"version", KEY_VERSION},           {"backing", KEY_BACKING},
 };
 
 static const struct fuse_opt fuse_names[] = {
@@ -69,6 +70,7 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("fleece-reserve=", KEY_FLEECE_RESERVE),
     FUSE_OPT_KEY("exclude=", KEY_EXCLUDE),
     FUSE_OPT_KEY("device=", KEY_DEVICE),
+    FUSE_OPT_KEY("backing=", KEY_BACKING),
     FUSE_OPT_KEY("source-lock=", KEY_SOURCE_LOCK),
     FUSE_OPT_KEY("log-level=", KEY_LOG_LEVEL),
     FUSE_OPT_KEY("max_threads=", KEY_MAX_THREADS),
@@ -291,6 +293,11 @@ static int set_value(struct options *o, enum key key, const char *v)
 		return add_exclude(o, v);
 	case KEY_DEVICE:
 		return add_device(o, v);
+	case KEY_BACKING:
+		if (ff_since_backing_valid(v))
+			return set_string(&o->backing, v);
+		ff_error("--backing=%s: not a pattern (of %%u, %%o, %%p and %%%%)", v);
+		return -EINVAL;
 	case KEY_SOURCE_LOCK:
 		return set_on_off("source-lock", v, &o->source_lock);
 	case KEY_LOG_LEVEL:
@@ -435,6 +442,7 @@ void options_free(struct options *o)
 	free(o->mountpoint);
 	free(o->fleece_dir);
 	free(o->snapdir);
+	free(o->backing);
 	free(o->snapshot);
 	for (size_t i = 0; i < o->exclude_count; i++)
 		free(o->exclude[i]);
@@ -470,6 +478,8 @@ void options_print_help(void)
 	     "    --exclude=GLOB          live but never frozen; repeatable (default: none)\n"
 	     "    --device=GLOB           symlinks in SOURCE to such block devices are served as\n"
 	     "                            files of their size; repeatable (default: none)\n"
+	     "    --backing=PATTERN       name of the older image in an incremental one, of %u,\n"
+	     "                            %o and %p (default: %u%o/%p)\n"
 	     "    --log-level=LEVEL       what is logged: error, warning, info or debug and all\n"
 	     "                            before it (default: info)\n"
 	     "    --durable               snapshots survive power loss; costs a flush before\n"

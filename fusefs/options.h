@@ -30,6 +30,7 @@ struct options {
 	size_t exclude_count;
 	char **device; /* globs of block devices to serve, each beginning with /dev/ */
 	size_t device_count;
+	char *backing; /* NULL: the default of incremental images' backing names */
 	bool durable;
 	bool source_lock;
 	enum ff_log_level log_level;

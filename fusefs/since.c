@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "ff_util.h"
+#include "fusefs/options.h"
 
 enum { SALT_SINCE = 2, SALT_RANGES = 3 };
 
@@ -79,6 +80,7 @@ struct ff_since_pair since_engine_pair(const struct fs *fs, struct ff_snap *new,
 	    .new = new,
 	    .old = pair->old,
 	    .old_name = pair->name,
+	    .backing = fs->options->backing,
 	};
 }
 

@@ -4,7 +4,7 @@
 _fleecefs() {
 	local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]-} values='' head=''
 	local -a names=(fleece-dir= snapdir= snapshot= cluster-size= on-cbw-error= cbw-timeout=
-		fleece-limit= fleece-reserve= source-lock= log-level= exclude= device= durable)
+		fleece-limit= fleece-reserve= source-lock= log-level= exclude= device= backing= durable)
 
 	# = is a word of its own to readline.
 	[ "$current" != = ] || current=
@@ -26,7 +26,7 @@ _fleecefs() {
 	--on-cbw-error) values='break-snapshot break-guest-write' ;;
 	--source-lock) values='on off' ;;
 	--log-level) values='error warning info debug' ;;
-	--snapdir | --snapshot | --cbw-timeout | --fleece-limit | --fleece-reserve | --exclude | --device) return ;;
+	--snapdir | --snapshot | --cbw-timeout | --fleece-limit | --fleece-reserve | --exclude | --device | --backing) return ;;
 	*)
 		case $current in
 		-*)
