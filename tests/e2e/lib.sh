@@ -188,3 +188,19 @@ same_tree() {
 	diff -r --no-dereference "$1" "$2" >"$tmp/diff" 2>&1 ||
 		fail "$1 and $2 differ: $(head -5 "$tmp/diff")"
 }
+
+# The blocks of the README that contain $1, with our places.
+recipe() {
+	/usr/bin/env python3 - "$(realpath "$here/../..")/README.md" "$1" "$tmp" >"$tmp/block" <<'EOF'
+import re, sys
+name, word, tmp = sys.argv[1:]
+places = {"/srv/images": "source", "/srv/live": "mnt", "/nvme/fleece": "fleece", "/run": "", "/backup": "backup",
+          "/mnt": "files", "/restore": "restore"}
+blocks = re.findall(r"^( *)```\w*\n(.*?)^ *```$", open(name, encoding="utf-8").read(), re.M | re.S)
+found = [re.sub("^" + indent, "", body, flags=re.M) for indent, body in blocks if word in body]
+if len(found) != 1:
+    sys.exit(f"{len(found)} blocks contain {word}")
+print(re.sub("|".join(places), lambda m: f"{tmp}/{places[m[0]]}".rstrip("/"), found[0]), end="")
+EOF
+	cat "$tmp/block"
+}

@@ -10,22 +10,6 @@ command -v mkfs.ext4 >/dev/null || skip "needs mkfs.ext4"
 repository=$(realpath "$here/../..")
 snap=$mnt/snapshots/nightly
 
-# The blocks of the README that contain $1, with our places.
-recipe() {
-	python3 - "$repository/README.md" "$1" "$tmp" >"$tmp/block" <<'EOF'
-import re, sys
-name, word, tmp = sys.argv[1:]
-places = {"/srv/images": "source", "/srv/live": "mnt", "/nvme/fleece": "fleece", "/run": "", "/backup": "backup",
-          "/mnt": "files", "/restore": "restore"}
-blocks = re.findall(r"^( *)```\w*\n(.*?)^ *```$", open(name, encoding="utf-8").read(), re.M | re.S)
-found = [re.sub("^" + indent, "", body, flags=re.M) for indent, body in blocks if word in body]
-if len(found) != 1:
-    sys.exit(f"{len(found)} blocks contain {word}")
-print(re.sub("|".join(places), lambda m: f"{tmp}/{places[m[0]]}".rstrip("/"), found[0]), end="")
-EOF
-	cat "$tmp/block"
-}
-
 run_recipe() {
 	recipe "$1"
 	timeout 60 bash -euo pipefail "$tmp/block" || fail "the recipe with $1"
