@@ -15,10 +15,10 @@
  *
  * The answer is fixed once NEW is there. Saves go into the newest link alone; one that began when
  * an older link was the newest may still come to its end, and mark there what is the same in both:
- * such saves have that link pinned, from within the barrier that a freeze closes, so they are few,
- * and changes_begin() waits until there are none. Marks that a drop adds are in the union already.
- * So two who ask at different times get the same answer, through drops, renames and remounts (an
- * image's entries say what its marks said).
+ * such a save had its clusters claimed before the freeze, for who claims later finds the newer
+ * link. So they are few, and changes_begin() waits until there are none. Marks that a drop adds are
+ * in the union already. So two who ask at different times get the same answer, through drops,
+ * renames and remounts (an image's entries say what its marks said).
  *
  * What cannot be known. A view breaks when a cluster that it needed was changed without a save: it
  * is one that no link from the view's own on had marked. So as long as OLD's view is not broken,
@@ -117,21 +117,9 @@ static struct link *link_in(struct link *l, const struct ff_snap *old)
 	return l;
 }
 
-static bool is_saving_to(const struct changes *c)
-{
-	FF_GUARD(&c->new->disk->store->chain);
-	for (struct link *l = c->new->older; l; l = l->older) {
-		if (atomic_load(&l->pins) > 0)
-			return true;
-		if (l == c->old)
-			break;
-	}
-	return false;
-}
-
 static bool saves_end(const struct changes *c)
 {
-	for (int i = 0; is_saving_to(c); i++) {
+	for (int i = 0; preserve_saves_before(c->new); i++) {
 		if (i == SETTLE_TRIES)
 			return false;
 		nanosleep(&(struct timespec){.tv_nsec = SETTLE_MS * 1000000L}, NULL);

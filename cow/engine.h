@@ -107,6 +107,7 @@ struct devices;
 
 struct claim {
 	uint64_t first, count;
+	const struct link *link; /* saved to; pinned by who claims */
 	struct claim *next;
 };
 
@@ -342,6 +343,8 @@ int guest_error(int r);
 int preserve_change(struct ff_disk *d, const struct ff_change *c, size_t *done);
 /* Waits for the saves of these clusters that are under way. */
 void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count);
+/* Is a save to a link older than L, of L's disk, under way? None begins after L was frozen. */
+bool preserve_saves_before(const struct link *l);
 
 /* --- frozen.c --- */
 /* The first entry of DIR that is not before NAME. */

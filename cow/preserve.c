@@ -106,9 +106,12 @@ static bool alters(const struct effect *e, uint64_t at, const char *old, size_t 
 }
 
 /* Waits until no claim overlaps the first cluster, and claims as many of COUNT as are free. */
-static void claim(struct ff_disk *d, struct claim *mine, uint64_t first, uint64_t count)
+static void claim(const struct link *l, struct claim *mine, uint64_t first, uint64_t count)
 {
+	struct ff_disk *d = l->disk;
+
 	FF_GUARD(&d->claim_lock);
+	mine->link = l;
 again:
 	mine->first = first;
 	mine->count = count;
@@ -147,6 +150,17 @@ void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count)
 		if (c)
 			pthread_cond_wait(&d->claim_freed, &d->claim_lock);
 	} while (c);
+}
+
+bool preserve_saves_before(const struct link *l)
+{
+	uint64_t seq = ff_image_desc(l->img)->seq;
+
+	FF_GUARD(&l->disk->claim_lock);
+	for (const struct claim *c = l->disk->claims; c; c = c->next)
+		if (ff_image_desc(c->link->img)->seq < seq)
+			return true;
+	return false;
 }
 
 /* Saves what the effect alters of COUNT claimed clusters, with room for their bytes at BUF. */
@@ -276,7 +290,7 @@ static int save(struct link *top, const struct effect *e, uint64_t first, uint64
 			}
 		}
 		if (!marked) {
-			claim(top->disk, &mine, first, FF_MIN(n, most));
+			claim(top, &mine, first, FF_MIN(n, most));
 			/* Someone may have saved them before they became ours. */
 			n = ff_image_run(top->img, first, mine.count, &marked);
 			if (marked)
