@@ -6,7 +6,7 @@
  * this mount, whatever guests write meanwhile: which clusters changed is fixed (changes.c), which
  * of them are zeros is settled once and kept (zeros.c), and their bytes are frozen. So nothing of
  * an image needs to be kept but counts: how many clusters of data lie before each chunk of 32768
- * clusters, and which L2 tables it has; 12 bytes for each 4 MiB of disk or so with the smallest
+ * clusters, and which L2 tables it has; 24 bytes for each 128 MiB of disk with the smallest
  * clusters. They are made without reading the disk: what it costs to know them is a look at the
  * marks between the two snapshots and at the extents of what changed. Should they be freed and made
  * again they come out the same.
@@ -29,7 +29,8 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-int since_view(const struct changes *c, size_t chunk, bool data, struct since_view *out)
+/* -EIO: not known. */
+static int look(const struct changes *c, size_t chunk, struct since_view *out)
 {
 	uint64_t zero[CHANGES_WORDS];
 	int r;
@@ -38,12 +39,44 @@ int since_view(const struct changes *c, size_t chunk, bool data, struct since_vi
 	memset(out->data, 0, sizeof out->data);
 	out->count = changes_count(c->new, chunk);
 	r = changes_bits(c, (uint64_t)chunk * CHANGES_MAX, out->count, out->changed);
-	if (r || !data || bits_find(out->changed, 0, out->count, true) == out->count)
+	if (r || bits_find(out->changed, 0, out->count, true) == out->count)
 		return r;
 	r = zeros_bits(c->new, chunk, out->changed, zero);
 	for (unsigned w = 0; !r && w < CHANGES_WORDS; w++)
 		out->data[w] = out->changed[w] & ~zero[w];
 	return r;
+}
+
+static uint64_t count_data(const struct since_view *v)
+{
+	uint64_t n = 0;
+
+	for (unsigned w = 0; w < CHANGES_WORDS; w++)
+		n += (unsigned)__builtin_popcountll(v->data[w]);
+	return n;
+}
+
+int since_view(struct ff_since_file *f, size_t chunk, struct since_view *out)
+{
+	const struct ff_since *s = f->since;
+	int r;
+
+	FF_GUARD(&f->lock);
+	if (f->kept_chunk != chunk) {
+		f->kept_chunk = s->chunks;
+		r = look(&f->changes, chunk, &f->kept);
+		if (r)
+			return r;
+		if (count_data(&f->kept) != s->before[chunk + 1] - s->before[chunk]) {
+			ff_error("%s: what is known to have changed is not what it was: what is "
+			         "made from it cannot be read",
+			         ff_image_path(f->changes.new->img));
+			return -EIO;
+		}
+		f->kept_chunk = chunk;
+	}
+	*out = f->kept;
+	return 0;
 }
 
 /* --- making --- */
@@ -52,17 +85,16 @@ static void count_chunk(struct ff_since *s, size_t chunk, const struct since_vie
                         uint64_t cluster_size)
 {
 	const uint64_t *bits = s->whole ? v->data : v->changed;
-	uint64_t first = (uint64_t)chunk * CHANGES_MAX, per_table = cluster_size / 8, data = 0;
+	uint64_t first = (uint64_t)chunk * CHANGES_MAX, per_table = cluster_size / 8;
 
 	for (unsigned w = 0; w < CHANGES_WORDS; w++) {
 		uint64_t table = (first + w * 64) / per_table;
 
-		data += (unsigned)__builtin_popcountll(v->data[w]);
 		s->changed += (unsigned)__builtin_popcountll(v->changed[w]) * cluster_size;
 		if (bits[w])
 			s->present[table / 64] |= UINT64_C(1) << (table % 64);
 	}
-	s->before[chunk + 1] = s->before[chunk] + data;
+	s->before[chunk + 1] = s->before[chunk] + count_data(v);
 	if (v->count && first + v->count == ff_div_up(s->size, cluster_size) &&
 	    v->changed[(v->count - 1) / 64] >> ((v->count - 1) % 64) & 1)
 		s->changed -= (first + v->count) * cluster_size - s->size;
@@ -81,7 +113,7 @@ static int count_all(struct ff_since *s, const struct changes *c, uint32_t clust
 	if (!s->before || !s->present || !s->present_before)
 		return -ENOMEM;
 	for (size_t i = 0; i < s->chunks && !r; i++) {
-		r = since_view(c, i, true, &v);
+		r = look(c, i, &v);
 		if (!r)
 			count_chunk(s, i, &v, cluster_size);
 	}
@@ -262,6 +294,12 @@ const char *ff_since_old_path(const struct ff_since *s)
 
 /* --- reading --- */
 
+static void file_free(struct ff_since_file *f)
+{
+	pthread_mutex_destroy(&f->lock);
+	free(f);
+}
+
 int ff_since_open(const struct ff_since *s, struct ff_since_file **out)
 {
 	struct ff_since_file *f = calloc(1, sizeof *f);
@@ -271,9 +309,11 @@ int ff_since_open(const struct ff_since *s, struct ff_since_file **out)
 	if (!f)
 		return -ENOMEM;
 	f->since = s;
+	f->kept_chunk = s->chunks;
+	pthread_mutex_init(&f->lock, NULL);
 	r = hold_both(s->new, s->old, &f->new_hold, &f->old_hold);
 	if (r) {
-		free(f);
+		file_free(f);
 		return r;
 	}
 	r = ff_reader_open(s->new, s->f, &f->reader);
@@ -287,7 +327,7 @@ int ff_since_open(const struct ff_since *s, struct ff_since_file **out)
 	}
 	if (r) {
 		release_both(f->new_hold, f->old_hold);
-		free(f);
+		file_free(f);
 		return r;
 	}
 	*out = f;
@@ -303,7 +343,7 @@ void ff_since_close(struct ff_since_file *f)
 {
 	ff_reader_close(f->reader);
 	release_both(f->new_hold, f->old_hold);
-	free(f);
+	file_free(f);
 }
 
 /* The first run from OFF on in chunk CHUNK; OUT->len 0: there is none. */
@@ -314,12 +354,14 @@ static int next_in(struct ff_since_file *f, size_t chunk, uint64_t off, bool kin
 	uint64_t size = s->l.cluster_size, first = (uint64_t)chunk * CHANGES_MAX;
 	struct since_view v;
 	unsigned at = off / size > first ? (unsigned)(off / size - first) : 0, to;
-	int r = since_view(&f->changes, chunk, kinds, &v);
+	int r = since_view(f, chunk, &v);
 
 	out->len = 0;
-	at = bits_find(v.changed, at, v.count, true);
-	if (r || at == v.count)
+	if (r)
 		return r;
+	at = bits_find(v.changed, at, v.count, true);
+	if (at == v.count)
+		return 0;
 	to = bits_find(v.changed, at, v.count, false);
 	if (kinds) {
 		out->zero = !(v.data[at / 64] >> (at % 64) & 1);

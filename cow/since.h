@@ -26,14 +26,6 @@ struct ff_since {
 	uint64_t total;           /* host clusters of the image */
 };
 
-struct ff_since_file {
-	const struct ff_since *since;
-	struct ff_hold *new_hold;
-	struct ff_hold *old_hold; /* NULL without an older snapshot */
-	struct ff_reader *reader; /* of NEW's */
-	struct changes changes;
-};
-
 /* One chunk's bits. */
 struct since_view {
 	uint64_t changed[CHANGES_WORDS];
@@ -41,8 +33,19 @@ struct since_view {
 	unsigned count;               /* clusters in it */
 };
 
-/* -EIO. DATA: that too is wanted. */
-int since_view(const struct changes *c, size_t chunk, bool data, struct since_view *out);
+struct ff_since_file {
+	const struct ff_since *since;
+	struct ff_hold *new_hold;
+	struct ff_hold *old_hold; /* NULL without an older snapshot */
+	struct ff_reader *reader; /* of NEW's */
+	struct changes changes;
+	pthread_mutex_t lock; /* the following: what was asked for last */
+	size_t kept_chunk;    /* CHUNKS: nothing yet */
+	struct since_view kept;
+};
+
+/* What is in a chunk, if it is still what the layout was made for; else -EIO, logged. */
+int since_view(struct ff_since_file *f, size_t chunk, struct since_view *out);
 
 /* The layout of S's image, from its present tables and its clusters of data. -EFBIG. */
 int since_layout(struct ff_since *s, uint32_t cluster_size);

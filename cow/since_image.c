@@ -23,7 +23,6 @@
 #include <string.h>
 
 #include "cow/since.h"
-#include "ff_log.h"
 #include "ff_util.h"
 
 enum { PAGE = 4096, ENTRIES = PAGE / 8 };
@@ -108,25 +107,6 @@ static uint64_t table_at(const struct ff_since *s, uint64_t k)
 	return (uint64_t)w * 64 + nth_bit(s->present[w], k - s->present_before[w]);
 }
 
-/* The chunk's bits, if they are still what the layout was made for. */
-static int view_of(struct ff_since_file *f, size_t chunk, struct since_view *v)
-{
-	const struct ff_since *s = f->since;
-	uint64_t n = 0;
-	int r = since_view(&f->changes, chunk, true, v);
-
-	if (r)
-		return r;
-	for (unsigned w = 0; w < CHANGES_WORDS; w++)
-		n += (unsigned)__builtin_popcountll(v->data[w]);
-	if (n == s->before[chunk + 1] - s->before[chunk])
-		return 0;
-	ff_error("%s: what is known to have changed is not what it was: the image made from it "
-	         "cannot be read",
-	         ff_image_path(f->changes.new->img));
-	return -EIO;
-}
-
 /* --- tables, by pages --- */
 
 static void head_page(const struct ff_since *s, uint8_t *page)
@@ -171,7 +151,7 @@ static int l2_page(struct ff_since_file *f, uint64_t first, uint8_t *page)
 
 	if (chunk >= s->chunks)
 		return 0;
-	r = view_of(f, chunk, &v);
+	r = since_view(f, chunk, &v);
 	if (r)
 		return r;
 	host = s->l.data_first + s->before[chunk];
@@ -254,7 +234,7 @@ static int read_chunk(struct ff_since_file *f, size_t chunk, uint64_t base, uint
 	         in = (off - base) % size;
 	struct since_view v;
 	unsigned at = 0, w = 0;
-	int r = view_of(f, chunk, &v);
+	int r = since_view(f, chunk, &v);
 
 	if (r)
 		return r;
