@@ -204,47 +204,63 @@ static int file_getattr(struct fs *fs, struct node *node, struct handle *handle,
 	return 0;
 }
 
-static int make_file(struct fs *fs, struct node *dir, const char *stored, const struct ff_frozen *f,
-                     bool image, struct made_file **out)
+/* For st_ino of the file that is called NAME in DIR, and is an image or ranges. */
+static uint64_t file_salt(const struct node *dir, const char *name, bool image)
+{
+	const struct since_pair *pair = dir->made;
+	struct stat st;
+
+	ff_frozen_stat(dir->snap, dir->frozen, &st);
+	return hash(pair->salt + st.st_ino + (image ? 0 : SALT_RANGES), name);
+}
+
+/* What is called NAME in a directory, and what it is made from. */
+struct found {
+	const char *name, *stored;
+	const struct ff_frozen *f;
+	bool image;
+};
+
+static int make_file(struct fs *fs, struct node *dir, const struct found *what,
+                     struct made_file **out)
 {
 	struct since_pair *pair = dir->made;
 	struct ff_since_pair engine = since_engine_pair(fs, dir->snap, pair);
 	struct made_file *m = calloc(1, sizeof *m);
 	struct stat st;
+	uint64_t space;
 	int r;
 
 	if (!m)
 		return -ENOMEM;
 	m->pair = since_pair_ref(pair);
-	ff_frozen_stat(dir->snap, dir->frozen, &st);
-	m->salt = hash(pair->salt + st.st_ino + (image ? 0 : SALT_RANGES), stored);
-	ff_frozen_stat(dir->snap, f, &st);
-	r = ff_since_make(&engine, dir->frozen, stored, f, &m->since);
+	m->salt = file_salt(dir, what->name, what->image);
+	r = ff_since_make(&engine, dir->frozen, what->stored, what->f, &m->since);
 	if (r < 0) {
 		made_free(m);
 		return r == -ESTALE ? -ENOENT : r;
 	}
-	m->size = image ? (off_t)ff_since_image_size(m->since) : st.st_size;
-	m->blocks =
-	    (blkcnt_t)ff_div_up(image ? (uint64_t)m->size : ff_since_changed(m->since), 512);
+	ff_frozen_stat(dir->snap, what->f, &st);
+	m->size = what->image ? (off_t)ff_since_image_size(m->since) : st.st_size;
+	space = what->image ? (uint64_t)m->size : ff_since_changed(m->since);
+	m->blocks = (blkcnt_t)ff_div_up(space, 512);
 	*out = m;
 	return 0;
 }
 
-static int enter_file(struct fs *fs, struct node *dir, const char *stored,
-                      const struct ff_frozen *f, bool image, struct entry *out)
+static int enter_file(struct fs *fs, struct node *dir, const struct found *what, struct entry *out)
 {
-	const struct node_ops *ops = image ? &since_image_ops : &since_ranges_ops;
+	const struct node_ops *ops = what->image ? &since_image_ops : &since_ranges_ops;
 	const struct since_pair *pair = dir->made;
-	const uint64_t key[2] = {(uintptr_t)stored, pair->naming};
+	const uint64_t key[2] = {(uintptr_t)what->stored, pair->naming};
 	struct made_file *m;
 	int r = 0;
 
 	out->timeout = FS_FROZEN_TIMEOUT;
 	if (!node_find(fs->nodes, ops, key, &out->node)) {
-		r = make_file(fs, dir, stored, f, image, &m);
+		r = make_file(fs, dir, what, &m);
 		if (r == 0)
-			r = derived_enter(fs, ops, dir->snap, f, key, m, made_free, out);
+			r = derived_enter(fs, ops, dir->snap, what->f, key, m, made_free, out);
 	}
 	return r < 0 ? r : file_getattr(fs, out->node, NULL, &out->st);
 }
@@ -359,19 +375,20 @@ static int dir_getattr(struct fs *fs, struct node *node, struct handle *handle, 
 static int dir_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out)
 {
 	bool root = dir->frozen == ff_snap_root(dir->snap);
+	struct found what = {.name = name};
 	enum ff_since_kind kind;
-	const struct ff_frozen *f;
-	const char *stored;
-	int r = ff_since_find(dir->snap, dir->frozen, name, &kind, &stored, &f);
+	int r = ff_since_find(dir->snap, dir->frozen, name, &kind, &what.stored, &what.f);
 
-	if (root && strcmp(name, SINCE_JSON) == 0 && (r == -ENOENT || kind == FF_SINCE_RANGES))
+	if (root && strcmp(name, SINCE_JSON) == 0 &&
+	    (r == -ENOENT || (r == 0 && kind == FF_SINCE_RANGES)))
 		return ff_snap_dropped(dir->snap) ? -ENOENT
 		                                  : since_json_enter(fs, dir->snap, dir->made, out);
 	if (r < 0)
 		return r;
 	if (kind == FF_SINCE_DIR)
-		return enter_dir(fs, dir->snap, f, stored, dir->made, out);
-	return enter_file(fs, dir, stored, f, kind == FF_SINCE_IMAGE, out);
+		return enter_dir(fs, dir->snap, what.f, what.stored, dir->made, out);
+	what.image = kind == FF_SINCE_IMAGE;
+	return enter_file(fs, dir, &what, out);
 }
 
 struct since_dir {
@@ -386,6 +403,7 @@ static int dir_item(struct handle *h, off_t off, struct dir_item *out)
 	const struct since_pair *pair = n->made;
 	const struct ff_frozen *f = n->frozen;
 	enum ff_since_kind kind = FF_SINCE_DIR;
+	uint64_t salt = pair->salt;
 	int r = 0;
 
 	if (off == 1)
@@ -397,11 +415,15 @@ static int dir_item(struct handle *h, off_t off, struct dir_item *out)
 		if (kind != FF_SINCE_NONE)
 			break;
 	}
+	if (kind == FF_SINCE_IMAGE)
+		salt = file_salt(n, d->name, true);
+	else if (off == 1 && n->frozen == f)
+		salt = SALT_SINCE;
 	*out = (struct dir_item){
-	    .name = off == 0   ? "."
-	            : off == 1 ? ".."
-	                       : d->name,
-	    .ino = derived_ino(n->snap, f, off == 1 && n->frozen == f ? SALT_SINCE : pair->salt),
+	    .name = off > 1 ? d->name
+	            : off   ? ".."
+	                    : ".",
+	    .ino = derived_ino(n->snap, f, salt),
 	    .type = kind == FF_SINCE_DIR ? S_IFDIR : S_IFREG,
 	    .next = off + 1,
 	};

@@ -109,6 +109,13 @@ find "$mnt" "$since" "$snaps/wed/.since/-" "$snaps/wed/.since/" "$since/vm1.img"
 	sort -z | uniq -z -w 20 -D | tr '\0' '\n' >"$tmp/twice"
 [ ! -s "$tmp/twice" ] || fail "two of a number: $(cat "$tmp/twice")"
 
+python3 - "$since" <<'EOF'
+import os, sys
+for path, _, _ in os.walk(sys.argv[1]):
+    for e in os.scandir(path):
+        assert e.inode() == os.lstat(e.path).st_ino, e.path
+EOF
+
 step "who may not read the disk may not read what is made of it"
 chmod 640 "$mnt/vm1.img"
 setfacl -m u:65533:r,g::- "$mnt/vm1.img"
