@@ -5,10 +5,10 @@
  * The last may change though the bytes do not: zeros written over a hole are saved nowhere. A file
  * that is made up with the answer in its layout must not change, so each answer is kept with its
  * link, from the first time that it was asked for: two bits a cluster, in chunks that are allocated
- * when needed, of which one that is all data or all zeros takes none. That is at most twice what
- * the marks of an image take, and only for clusters that were asked for; they are those that
- * changed between two snapshots, or, when a whole image was asked for, all. It cannot be given up
- * while the view lives, and goes with its link.
+ * when needed. One that is known altogether needs one bit, and none if it is all data or all zeros.
+ * So it is at most twice what marks take of which some are in each chunk; it is asked for clusters
+ * that changed between two snapshots, which have such marks, or for a whole image. It cannot be
+ * given up while the view lives, and goes with its link.
  *
  * Only "zeros" needs proof; what is called data is read anyway. A hole of the source is one of the
  * view if the cluster is still the source's after the hole was seen (frozen readers reason in the
@@ -35,7 +35,7 @@ enum chunk_state {
 };
 
 struct chunk {
-	uint64_t known[CHANGES_WORDS];
+	uint64_t *known; /* CHANGES_WORDS; NULL: all is known */
 	uint64_t zero[CHANGES_WORDS];
 };
 
@@ -54,10 +54,26 @@ struct zero_map {
 	struct extent extent;
 };
 
+static void chunk_free(struct chunk *c)
+{
+	if (c)
+		free(c->known);
+	free(c);
+}
+
+static struct chunk *chunk_new(void)
+{
+	struct chunk *c = calloc(1, sizeof *c);
+
+	if (c && !(c->known = calloc(CHANGES_WORDS, sizeof *c->known)))
+		free(ff_take_ptr(&c));
+	return c;
+}
+
 static void map_free(struct zero_map *m)
 {
 	for (size_t i = 0; m->chunks && i < m->count; i++)
-		free(m->chunks[i]);
+		chunk_free(m->chunks[i]);
 	free(m->chunks);
 	free(m->state);
 	pthread_mutex_destroy(&m->lock);
@@ -186,19 +202,20 @@ static int find_out(struct link *l, uint64_t base, uint64_t first, uint64_t end,
 	return 0;
 }
 
-/* One that is known altogether, and all alike, needs no bits. */
+/* One that is known altogether needs fewer bits, or none. */
 static void pack(struct zero_map *m, size_t i, unsigned count)
 {
 	struct chunk *c = m->chunks[i];
 
 	if (bits_find(c->known, 0, count, false) < count)
 		return;
+	free(ff_take_ptr(&c->known));
 	if (bits_find(c->zero, 0, count, true) == count)
 		m->state[i] = CHUNK_DATA;
 	else if (bits_find(c->zero, 0, count, false) == count)
 		m->state[i] = CHUNK_ZERO;
 	if (m->state[i] != CHUNK_BITS)
-		free(ff_take_ptr(&m->chunks[i]));
+		chunk_free(ff_take_ptr(&m->chunks[i]));
 }
 
 /* Makes what WANTED asks known. Lock: the map's. */
@@ -210,14 +227,14 @@ static int learn(struct zero_map *m, struct link *l, size_t i, unsigned count,
 	struct chunk *c;
 	int r = 0;
 
-	if (m->state[i] != CHUNK_BITS)
-		return 0;
 	c = m->chunks[i];
+	if (m->state[i] != CHUNK_BITS || (c && !c->known))
+		return 0;
 	for (unsigned w = 0; w < CHANGES_WORDS; w++)
 		missing[w] = w * 64 >= count ? 0 : wanted[w] & ~(c ? c->known[w] : 0);
 	if (bits_find(missing, 0, count, true) == count)
 		return 0;
-	if (!c && !(c = m->chunks[i] = calloc(1, sizeof *c)))
+	if (!c && !(c = m->chunks[i] = chunk_new()))
 		return -ENOMEM;
 	for (unsigned at = 0, to; !r && (at = bits_find(missing, at, count, true)) < count;
 	     at = to) {
