@@ -6,7 +6,7 @@
 Each night something happens to the disks (writes, zeros, holes, growing, shrinking, renaming,
 deleting, new ones, hard links, writes of what is there already), then a snapshot is made, and copied
 twice, as increments to some older one that is still there, while a thread goes on writing: both
-copies have the same bytes. Old snapshots are dropped at random, the daemon is killed or mounted
+copies have the same bytes. Old snapshots are dropped, or made checkpoints, at random, the daemon is killed or mounted
 anew, with another cluster size. In the end qemu-img reads each copy of each disk as that was frozen;
 what the copies have allocated are clusters that were touched, and all that differ.
 """
@@ -290,6 +290,15 @@ class Life:
                 raise SystemExit(f"FAIL: ranges of {path}: {seen}, {merged}, bytes are right: {read == expect}")
             self.counts["sparse files"] += 1
 
+    def checkpoint(self):
+        """One that is only compared with needs no data."""
+        name = self.rng.choice(self.alive[:-1])
+        snapshot = os.path.join(self.mnt, "snapshots", name)
+        os.makedirs(os.path.join(snapshot, ".checkpoint"), exist_ok=True)
+        if os.getxattr(snapshot, "user.fleecefs.state") != b"checkpoint":
+            raise SystemExit(f"FAIL: {name} is no checkpoint")
+        self.counts["checkpoints"] += 1
+
     def drop(self):
         name = self.rng.choice(self.alive[:-1])
         os.rmdir(os.path.join(self.mnt, "snapshots", name))
@@ -353,6 +362,8 @@ def live(life, nights):
         life.copy(f"n{night}")
         if len(life.alive) > 2 and life.rng.random() < 0.4:
             life.drop()
+        if len(life.alive) > 1 and life.rng.random() < 0.5:
+            life.checkpoint()
         if life.rng.random() < 0.35:
             life.remount()
     life.unmount(False)

@@ -137,6 +137,7 @@ for file in "$since/changes.json" "$snaps/thu/.xxh128"; do
 done
 
 step "an open one keeps both snapshots; names follow a renamed one, not a new one"
+# shellcheck disable=SC2217 # it holds the file open
 sleep 60 <"$since/vm1.img.qcow2" &
 reader=$!
 children+=("$reader")
