@@ -41,7 +41,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { QEMU_WRITES = 101, QEMU_UNSHARES_WRITING = 201, CLAIM_TRIES = 20, CLAIM_POLL_MS = 50 };
+enum { QEMU_WRITES = 101, QEMU_UNSHARES_WRITING = 201, CLAIM_TRIES = 10, CLAIM_POLL_MS = 50 };
 
 struct device {
 	struct ff_store *store;

@@ -378,6 +378,7 @@ static int add_line(struct ff_disk *d, void *ctx)
 	struct stat st;
 	int r;
 
+	disk_check_device(d, NULL);
 	if (!chain_wanted(d)) /* it may even be gone */
 		return 0;
 	disk_use(d);

@@ -186,6 +186,9 @@ rmdir "$snaps/t" "$snaps/u"
 before=$(stat -c %.9Y:%.9Z "$mnt/a")
 printf x | dd of="$mnt/a" bs=1 seek=5000 conv=notrunc status=none
 [ "$(stat -c %.9Y:%.9Z "$mnt/a")" != "$before" ] || fail "written, and the same times"
+before=$(stat -c %.9Y:%.9Z "$mnt/a")
+fallocate -p -o 8192 -l 4096 "$mnt/a"
+[ "$(stat -c %.9Y:%.9Z "$mnt/a")" != "$before" ] || fail "punched, and the same times"
 
 step "killed while it is written"
 cp "$a" "$tmp/now"
@@ -224,6 +227,14 @@ mount_dev
 frozen_gone w/a
 frozen_gone s/a
 grep -q 'changed while fleecefs was not mounted' "$tmp/log"
+rmdir "$snaps/w"
+mkdir "$snaps/w"
+end
+echo 0 >"/sys/block/${a#/dev/}/queue/iostats" # where nothing is counted, nothing shows
+mount_dev
+echo 1 >"/sys/block/${a#/dev/}/queue/iostats"
+frozen_gone w/a
+cmp "$snaps/w/b" "$b"
 rmdir "$snaps/w" "$snaps/s"
 [ -z "$(images)" ] || fail "images are left: $(images)"
 
