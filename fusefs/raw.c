@@ -20,7 +20,7 @@
 #include "ff_util.h"
 #include "fusefs/derived.h"
 
-enum { SALT_RAW_DIR = 2, SALT_RAW = 3 };
+enum { SALT_RAW_DIR = 4, SALT_RAW = 5 };
 
 static const struct node_ops raw_dir_ops, raw_file_ops;
 
