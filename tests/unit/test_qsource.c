@@ -202,6 +202,65 @@ ParameterizedTest(int *number, qsource, as_qemu)
 	guestimg_done(&g);
 }
 
+static void put(const struct guestimg *g, const char *name, uint64_t off, uint64_t v)
+{
+	int fd = openat(g->dirfd, name, O_RDWR | O_CLOEXEC);
+	uint8_t b[8];
+
+	ff_put_be64(b, v);
+	cr_assert(fd >= 0 && pwrite(fd, b, 8, (off_t)off) == 8);
+	close(fd);
+}
+
+/* The deepest chain there may be: layer I has cluster I alone, and all have their tables at the
+ * same place. */
+Test(qsource, deep)
+{
+	enum { CLUSTER = 4096, CLUSTERS = 256 };
+	ff_autofree uint8_t *image = NULL, *want = calloc(CLUSTERS, CLUSTER);
+	struct guestimg g;
+	uint64_t data;
+	size_t size, l2, name;
+
+	guestimg_init(&g);
+	cr_assert_eq(guestimg_run(&g,
+	                          "truncate -s 1m raw; qemu-img create -f qcow2 -b raw -F raw -o "
+	                          "cluster_size=4k t; qemu-io -c 'write -P 1 0 4k' t;"
+	                          "qemu-img rebase -u -b l001 -F qcow2 t"),
+	             0);
+	image = guestimg_load(&g, "t", &size);
+	l2 = (size_t)(ff_be64(image + ff_be64(image + 40)) & UINT64_C(0x00fffffffffffe00));
+	name = (size_t)ff_be64(image + 8);
+	data = ff_be64(image + l2) & UINT64_C(0x00fffffffffffe00);
+	cr_assert(data && memcmp(image + name, "l001", 4) == 0);
+	memset(image + l2, 0, CLUSTER);
+	for (unsigned i = 0; i <= QS_LAYERS_MAX; i++) {
+		char file[8], backing[8];
+		int fd;
+
+		snprintf(file, sizeof file, "l%03u", i);
+		snprintf(backing, sizeof backing, "l%03u", i + 1);
+		memcpy(image + name, backing, 4);
+		memset(image + data, (int)i + 1, CLUSTER);
+		ff_put_be64(image + l2 + i * 8, UINT64_C(1) << 63 | data);
+		if (i == QS_LAYERS_MAX - 1) /* the last; and one too many has one as well */
+			ff_put_be64(image + 8, 0);
+		fd = openat(g.dirfd, file, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+		cr_assert_eq(write(fd, image, size), (ssize_t)size);
+		close(fd);
+		ff_put_be64(image + l2 + i * 8, 0);
+		if (i < QS_LAYERS_MAX)
+			memset(want + (size_t)i * CLUSTER, (int)i + 1, CLUSTER);
+	}
+	cr_assert_eq(guestimg_open(&g, "l000"), 0, "%s", g.why);
+	guestimg_compare(&g, want, (size_t)CLUSTERS * CLUSTER, &data);
+	cr_assert_eq(data, (uint64_t)QS_LAYERS_MAX * CLUSTER);
+	guestimg_close(&g);
+	put(&g, "l199", 8, name);
+	cr_assert_eq(guestimg_open(&g, "l000"), -ELOOP);
+	guestimg_done(&g);
+}
+
 /* --- what is refused --- */
 
 static const struct {
@@ -273,16 +332,6 @@ ParameterizedTest(int *number, qsource, refuses)
 }
 
 /* --- damage --- */
-
-static void put(const struct guestimg *g, const char *name, uint64_t off, uint64_t v)
-{
-	int fd = openat(g->dirfd, name, O_RDWR | O_CLOEXEC);
-	uint8_t b[8];
-
-	ff_put_be64(b, v);
-	cr_assert(fd >= 0 && pwrite(fd, b, 8, (off_t)off) == 8);
-	close(fd);
-}
 
 /* Offset of the entry of an L2 table of disk.qcow2 with clusters of 64K. */
 static uint64_t entry_at(const struct guestimg *g, uint64_t cluster)
