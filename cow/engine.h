@@ -94,10 +94,14 @@ struct link {
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */
 	atomic_uint_fast64_t saves; /* clusters saved here by this daemon */
 	uint32_t number;            /* of the disk in the snapshot; constant */
-	atomic_bool notable;        /* on its directory's list; set once */
-	atomic_bool torn;           /* set before broken: it broke by a loss of power */
-	const char *_Atomic why;    /* it broke, set before broken; static */
-	struct link *next_notable;  /* constant once on the list */
+	atomic_bool consume;        /* reading it gives up what is left behind: see consume.c */
+	struct consumer *consumers; /* lock: snap.lock; who has it open */
+	uint64_t unswept,
+	    unswept_end;           /* lock: snap.lock; clusters given up, perhaps not given back */
+	atomic_bool notable;       /* on its directory's list; set once */
+	atomic_bool torn;          /* set before broken: it broke by a loss of power */
+	const char *_Atomic why;   /* it broke, set before broken; static */
+	struct link *next_notable; /* constant once on the list */
 	struct link_stats *_Atomic stats; /* NULL until there is something to count */
 	struct zero_map *_Atomic zeros;   /* NULL until first asked for; set once */
 };
@@ -380,6 +384,10 @@ void fleece_dir_renamed(struct ff_store *s, struct fleece_dir *dir, char *name);
 /* Frees DIR, of which no link is left, and leaves what is in it to the next mount. */
 void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir);
 int recover(struct ff_store *s);
+
+/* --- consume.c, reader.c --- */
+struct consumer;
+struct consumer *reader_consumer(struct ff_reader *rd, struct ff_snap **snap);
 
 /* --- checkpoint.c --- */
 /* Is the snapshot in this directory a checkpoint? */

@@ -113,7 +113,9 @@ static int hand_down(struct link *older, uint64_t at, uint64_t n)
 
 		n = ff_image_run(older->img, at, end - at, &marked);
 		if (!marked) {
-			r = ff_image_note(older->img, at, n, false);
+			r = ff_image_make_ledger(older->img, atomic_load(&older->disk->durable));
+			if (!r)
+				r = ff_image_note(older->img, at, n, false);
 			if (!r)
 				atomic_fetch_add(&older->saves, n);
 		}
@@ -136,21 +138,24 @@ static int record(struct link *l, struct link *older, uint64_t first, unsigned c
 		n = needs_run(needed, at, count, &set);
 		if (set)
 			continue;
-		r = ff_image_record(l->img, first + at, n);
+		r = ff_image_make_ledger(l->img, atomic_load(&l->disk->durable));
+		if (!r)
+			r = ff_image_record(l->img, first + at, n);
 		if (!r && older)
 			r = hand_down(older, first + at, n);
 	}
 	return r;
 }
 
-static int record_all(struct link *l, struct link *older)
+static int record_all(struct link *l, struct link *older, uint64_t first, uint64_t end)
 {
 	int r = 0;
 
-	for (uint64_t at = 0, n; !r && at < l->clusters; at += n) {
+	end = FF_MIN(end, l->clusters);
+	for (uint64_t at = first, n; !r && at < end; at += n) {
 		bool marked;
 
-		n = ff_image_run(l->img, at, l->clusters - at, &marked);
+		n = ff_image_run(l->img, at, end - at, &marked);
 		if (!marked)
 			continue;
 		n = FF_MIN(n, NEEDS_MAX);
@@ -177,7 +182,7 @@ int needs_sweep_link(struct link *l)
 	}
 	if (!needed)
 		settle(l);
-	r = record_all(l, older);
+	r = record_all(l, older, 0, l->clusters);
 	if (!r && older)
 		r = flush_if_durable(older);
 	if (!r)
@@ -193,6 +198,32 @@ int needs_sweep_link(struct link *l)
 static bool keeps_all(const struct link *l)
 {
 	return link_is_readable(l) && !ff_image_has_ledger(l->img);
+}
+
+/* Of one link. A hidden one keeps its bits until it is swept as a whole. */
+static int sweep_range(struct link *l, uint64_t first, uint64_t count)
+{
+	int r;
+
+	link_pin(l);
+	r = record_all(l, NULL, first, first + count);
+	if (!r)
+		r = flush_if_durable(l);
+	if (!r && first < l->clusters)
+		r = ff_image_drop_recorded(l->img, first, FF_MIN(count, l->clusters - first));
+	atomic_fetch_sub(&l->pins, 1);
+	return r;
+}
+
+int needs_sweep_range(struct link *l, uint64_t first, uint64_t count)
+{
+	int r = 0;
+
+	/* What it read from newer links, too, up to one that needs all that it has: what that does
+	 * not mark comes from beyond it for both. */
+	for (struct link *m = l; m && !r && (m == l || !keeps_all(m)); m = atomic_load(&m->newer))
+		r = sweep_range(m, first, count);
+	return r;
 }
 
 void needs_sweep(struct ff_disk *d)

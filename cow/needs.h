@@ -20,6 +20,9 @@ unsigned needs_run(const uint64_t *needed, unsigned at, unsigned count, bool *se
 /* Gives back what is not needed of L, which is pinned; afterwards all that is marked in a hidden
  * one and not needed is marked in the next older one, too. Locks: admin. */
 int needs_sweep_link(struct link *l);
+/* Gives back what is not needed any more of a range of clusters that L's view has given up. L is
+ * kept in its chain. Locks: admin. */
+int needs_sweep_range(struct link *l, uint64_t first, uint64_t count);
 /* The same of each link of the disk that is not hidden, if some view of it needs less than all.
  * Failures are logged: what is not given back stays until the next time. Locks: admin. */
 void needs_sweep(struct ff_disk *d);

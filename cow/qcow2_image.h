@@ -137,6 +137,9 @@ int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count);
 
 /* --- what is known without being saved: see qcow2_ledger.c --- */
 
+/* Makes the ledger, if there is none: DURABLE: so that a loss of power does not leave a head that
+ * speaks of it without it. What follows makes it as well, but durable only if itself is to be. */
+int ff_image_make_ledger(struct ff_image *img, bool durable);
 /* Marks clusters as changed since the freeze, though nothing is saved of them: no view needs them.
  * DURABLE: and makes that durable. Stands on disk before they are marked. */
 int ff_image_note(struct ff_image *img, uint64_t first, uint64_t count, bool durable);
@@ -152,6 +155,8 @@ bool ff_image_has_ledger(const struct ff_image *img);
 
 /* The view that the image was made for gives these clusters up: it must never read them again. */
 int ff_image_give_up(struct ff_image *img, uint64_t first, uint64_t count, bool durable);
+/* Bytes that it has, in whole clusters. */
+uint64_t ff_image_released(const struct ff_image *img);
 /* Has it? As runs, and as bits: see ff_image_run() and ff_image_marks(). */
 uint64_t ff_image_released_run(const struct ff_image *img, uint64_t first, uint64_t max, bool *set);
 void ff_image_released_bits(const struct ff_image *img, uint64_t first, unsigned count,

@@ -183,7 +183,7 @@ static int set_in_sector(struct ff_image *img, struct ledger *g, enum ledger_par
                          uint64_t from, uint64_t to)
 {
 	uint64_t words[LEDGER_WORDS], base = i * LEDGER_BITS;
-	uint64_t off = ledger_offset(img->l.clusters, part, i), cost = 0;
+	uint64_t off = ledger_offset(img->l.clusters, part, i), cost = 0, fresh = 0;
 	uint8_t buf[LEDGER_SECTOR];
 	int fd, r = clustermap_reserve(&g->bits[part], from, to - from);
 
@@ -195,8 +195,12 @@ static int set_in_sector(struct ff_image *img, struct ledger *g, enum ledger_par
 		r = image_ledger_fd(img, &fd);
 	if (!r) {
 		clustermap_bits(&g->bits[part], base, LEDGER_BITS, words);
-		for (uint64_t c = from; c < to; c++)
-			words[(c - base) / 64] |= UINT64_C(1) << (c - base) % 64;
+		for (uint64_t c = from; c < to; c++) {
+			uint64_t bit = UINT64_C(1) << (c - base) % 64;
+
+			fresh += !(words[(c - base) / 64] & bit);
+			words[(c - base) / 64] |= bit;
+		}
 		ledger_sector_encode(&img->desc, off, words, buf);
 		r = io_pwrite(fd, buf, sizeof buf, off);
 	}
@@ -205,6 +209,8 @@ static int set_in_sector(struct ff_image *img, struct ledger *g, enum ledger_par
 		return r;
 	}
 	g->allocated += cost;
+	if (part == LEDGER_RELEASED)
+		atomic_fetch_add(&g->released, fresh);
 	clustermap_set(&g->bits[part], from, to - from);
 	return 0;
 }
@@ -237,6 +243,16 @@ static int set_bits(struct ff_image *img, enum ledger_part part, uint64_t first,
 	if (!r && durable)
 		r = ff_image_flush(img);
 	return r;
+}
+
+int ff_image_make_ledger(struct ff_image *img, bool durable)
+{
+	struct ledger *g;
+
+	if (ledger_of(img))
+		return 0;
+	FF_GUARD(&img->ledger_lock);
+	return ledger_of(img) ? 0 : make_ledger(img, durable, &g);
 }
 
 int ff_image_note(struct ff_image *img, uint64_t first, uint64_t count, bool durable)
@@ -280,6 +296,13 @@ int ff_image_give_up(struct ff_image *img, uint64_t first, uint64_t count, bool 
 	int r = check_range(img, first, count);
 
 	return r ? r : set_bits(img, LEDGER_RELEASED, first, count, durable);
+}
+
+uint64_t ff_image_released(const struct ff_image *img)
+{
+	const struct ledger *g = ledger_of(img);
+
+	return g ? atomic_load(&g->released) * img->l.cluster_size : 0;
 }
 
 static uint64_t run_of(const struct ff_image *img, enum ledger_part part, uint64_t first,
@@ -338,6 +361,8 @@ static int take_words(void *ctx, enum ledger_part part, uint64_t first, const ui
 			clustermap_set(&ld->g->bits[part], first + i, 1);
 			if (part == LEDGER_CHANGED)
 				clustermap_set(&img->marks, first + i, 1);
+			else
+				atomic_fetch_add(&ld->g->released, 1);
 		}
 	return r;
 }

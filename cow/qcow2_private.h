@@ -23,6 +23,7 @@ struct image_run {
 struct ledger {
 	struct clustermap bits[LEDGER_PARTS]; /* lock-free; set under ledger_lock */
 	uint64_t allocated;                   /* bytes of it that were charged; ledger_lock */
+	atomic_uint_fast64_t released;        /* how many of that part are set */
 };
 
 struct ff_image {

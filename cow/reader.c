@@ -9,8 +9,8 @@
  * back. A view that broke during the read gives EIO: the mark of breaking, too, is set before the
  * change.
  *
- * Readers hold the `reads` barrier, which nobody but the freeing of links ever closes; they wait
- * for no writer and no writer waits for them.
+ * Readers hold the `reads` barrier, which nobody but the freeing of links, and of what a view has
+ * given up, ever closes; they wait for no writer and no writer waits for them.
  *
  * What was read of the source does not stay in the page cache where the kernel can do that: the
  * frozen file's own pages keep it, and a backup of all disks would else throw out twice its size
@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cow/consume.h"
 #include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
@@ -41,7 +42,8 @@ _Static_assert(PIECE / 4096 <= OWNERS_MAX, "a piece of the smallest clusters");
 struct ff_reader {
 	struct ff_hold hold;
 	const struct ff_frozen *inode;
-	struct link *link;         /* kept in its chain by the hold */
+	struct link *link; /* kept in its chain by the hold */
+	struct consumer consumer;
 	pthread_mutex_t kept_lock; /* the following, a leaf */
 	struct link *kept_of;
 	uint64_t kept_cluster;
@@ -71,6 +73,7 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	pthread_mutex_init(&rd->kept_lock, NULL);
 	disk_use(l->disk);
 	hold_begin(&rd->hold, snap);
+	consumer_add(&rd->consumer, l);
 	*out = rd;
 	return 0;
 }
@@ -83,12 +86,28 @@ void ff_reader_flushed(struct ff_reader *rd)
 void ff_reader_close(struct ff_reader *rd)
 {
 	ff_reader_flushed(rd);
+	consumer_remove(&rd->consumer, rd->hold.snap);
 	disk_unuse(rd->link->disk); /* which the link keeps, as this reader does the link */
 	disk_make_room(rd->hold.snap->store, rd->link->disk);
 	hold_end(&rd->hold);
 	pthread_mutex_destroy(&rd->kept_lock);
 	free(rd->kept);
 	free(rd);
+}
+
+struct consumer *reader_consumer(struct ff_reader *rd, struct ff_snap **snap)
+{
+	*snap = rd->hold.snap;
+	return &rd->consumer;
+}
+
+/* Has the view given up one of these clusters? */
+static bool is_released(const struct link *l, uint64_t first, uint64_t count)
+{
+	bool released;
+
+	return ff_image_has_ledger(l->img) &&
+	       (ff_image_released_run(l->img, first, count, &released) < count || released);
 }
 
 /* A piece: bytes [from, to) of the disk, to BUF, in COUNT clusters from FIRST on. */
@@ -215,7 +234,7 @@ static int read_owned(struct piece *p, unsigned i, struct link *owner)
 	if (!r && begin < end)
 		r = ff_image_read_wanted(owner->img, p->first + begin, end - begin, wanted + begin,
 		                         p->buf + (begin_of(p, begin) - p->from));
-	if (r == -ENODATA)
+	if (r == -ENODATA && !is_released(p->rd->link, p->first, p->count))
 		ff_error("%s: a cluster should be saved here and is not: one of %u from %llu on",
 		         ff_image_path(owner->img), p->count, (unsigned long long)p->first);
 	return r && r != -ENOMEM ? -EIO : r;
@@ -230,6 +249,8 @@ static int read_piece(struct ff_reader *rd, uint64_t from, uint64_t to, char *bu
 
 	p.first = from / size;
 	p.count = (unsigned)((to - 1) / size - p.first + 1);
+	if (is_released(rd->link, p.first, p.count))
+		return -EIO;
 	chain_owners(rd->link, p.first, p.count, p.owner);
 	r = read_live(&p, &any);
 	if (!r && any)
@@ -293,7 +314,9 @@ static int seek_owned(struct link *owner, uint64_t at, uint64_t end, int whence,
 		if (r)
 			return -EIO;
 		for (uint64_t i = 0; i < n; i++)
-			if (kinds[i] == want) {
+			if (kinds[i] == FF_KIND_NONE) {
+				return -EIO; /* given up just now */
+			} else if (kinds[i] == want) {
 				*out = FF_MAX(at, (first + i) * size);
 				return 0;
 			}
@@ -322,8 +345,16 @@ static int seek_step(struct ff_reader *rd, uint64_t at, uint64_t size, int whenc
 	size_t cluster = ff_image_desc(rd->link->img)->cluster_size;
 	uint64_t first = at / cluster, count = (size - 1) / cluster - first + 1, n, again;
 	struct owner o, after;
+	bool released;
 	int r;
 
+	/* What was given up is no hole: whoever comes upon it is to get an error. */
+	count = ff_image_released_run(rd->link->img, first, count, &released);
+	if (released) {
+		*end = FF_MIN(size, (first + count) * cluster);
+		*out = whence == SEEK_DATA ? at : *end;
+		return 0;
+	}
 	for (;;) {
 		n = chain_resolve(rd->link, first, count, &o);
 		*end = FF_MIN(size, (first + n) * cluster);

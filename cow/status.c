@@ -155,6 +155,7 @@ static void disk_status(struct link *l, struct wait_sum *all, struct ff_disk_sta
 	*out = (struct ff_disk_status){
 	    .frozen_bytes = ff_image_desc(l->img)->size,
 	    .preserved_bytes = ff_image_preserved(l->img),
+	    .released_bytes = ff_image_released(l->img),
 	    .allocated_bytes = ff_image_allocated(l->img),
 	};
 	if (s) {
@@ -210,6 +211,7 @@ static int tell_notable(struct look *k)
 		disk_status(l, &k->waits, &st);
 		k->sum.read_bytes += st.read_bytes;
 		k->sum.preserved_bytes += st.preserved_bytes;
+		k->sum.released_bytes += st.released_bytes;
 		k->sum.allocated_bytes += st.allocated_bytes - ff_image_first_allocated(l->img);
 		/* of a damaged snapshot nothing else is known than what its images say */
 		if (l->number < t->disk_count)

@@ -184,6 +184,12 @@ int ff_store_drop(struct ff_store *store, const char *name);
 int ff_snap_checkpoint(struct ff_snap *snap);
 bool ff_snap_is_checkpoint(struct ff_snap *snap);
 
+/* Switches on, or off, that reading gives up what it leaves behind, of the file F or (NULL) of all
+ * files of the snapshot, until the store is closed: see ff_reader_passed(). -EIO: there is nothing
+ * to read. */
+int ff_snap_consume(struct ff_snap *snap, const struct ff_frozen *f, bool on);
+bool ff_frozen_consumes(struct ff_snap *snap, const struct ff_frozen *f);
+
 /* Renames a snapshot. -ENOENT, -EINVAL, -EEXIST. Open readers stay valid. Where views are durable
  * and storage fails half-way, it may have the new name after an error, as fsync may have written.
  */
@@ -243,6 +249,13 @@ int ff_reader_read(struct ff_reader *reader, void *buf, size_t len, off_t off, s
 
 /* lseek(2) with WHENCE SEEK_DATA or SEEK_HOLE. -ENXIO as there. */
 int ff_reader_seek(struct ff_reader *reader, off_t off, int whence, off_t *out);
+
+/* The user was given these bytes. Where that was switched on, what this reader and all others of
+ * the file have left behind by more than 64 MiB is given up: reading it is -EIO from then on, and
+ * what was saved of it goes. Never delays a writer. */
+void ff_reader_passed(struct ff_reader *reader, off_t off, size_t len);
+/* Gives up the whole clusters in a range, at once and for good. */
+int ff_reader_release(struct ff_reader *reader, off_t off, off_t len);
 
 /* A descriptor of this reader was closed by its user; others may remain. */
 void ff_reader_flushed(struct ff_reader *reader);
@@ -435,6 +448,7 @@ struct ff_disk_status {
 	uint64_t frozen_bytes;    /* its size */
 	uint64_t read_bytes;      /* given to readers since the store was opened */
 	uint64_t preserved_bytes; /* held by its own image, in whole clusters, zeros included */
+	uint64_t released_bytes;  /* given up, in whole clusters */
 	uint64_t allocated_bytes; /* by that image on FLEECE_DIR, tables included */
 	struct ff_waits waits;    /* since the store was opened */
 };
@@ -448,7 +462,7 @@ struct ff_snap_status {
 	unsigned open_files;
 	uint64_t files; /* frozen regular files; hard links of one count once */
 	/* sums of its disks' */
-	uint64_t frozen_bytes, read_bytes, preserved_bytes, allocated_bytes;
+	uint64_t frozen_bytes, read_bytes, preserved_bytes, released_bytes, allocated_bytes;
 	struct ff_waits waits;
 };
 
