@@ -253,8 +253,10 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
                          struct fuse_file_info *fi)
 {
 	struct handle *h = dispatch_handle(fi);
+	struct caller who = dispatch_caller(req);
 
-	dispatch_reply_err(req, h->ops->fallocate ? h->ops->fallocate(h, mode, off, len) : -EBADF);
+	dispatch_reply_err(req,
+	                   h->ops->fallocate ? h->ops->fallocate(h, mode, off, len, &who) : -EBADF);
 }
 
 static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,

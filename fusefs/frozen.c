@@ -1,7 +1,8 @@
 /*
  * The frozen tree: what ff_frozen_*() and ff_reader_*() tell, and EROFS for every change but two
- * that are commands: mkdir of .checkpoint in the root of a snapshot, and an extended attribute of
- * that root which means the same. Who may give them is who may make and drop snapshots.
+ * that are commands: mkdir of .checkpoint in the root of a snapshot, and extended attributes. Who
+ * may give them is who may make and drop snapshots. A file that consumes what is read of it can be
+ * opened for writing, so that a hole can be punched: then that range is given up.
  *
  * A frozen inode never changes, so names and attributes may be cached for long and pages across
  * opens (FOPEN_KEEP_CACHE); the node ids of a later snapshot are others (see inode.c), so nothing
@@ -85,12 +86,40 @@ static int frozen_readlink(struct fs *fs, struct node *node, char *buf, size_t s
 
 static int frozen_read(struct handle *h, void *buf, size_t size, off_t off, size_t *got)
 {
-	return ff_reader_read(file_of(h)->reader, buf, size, off, got);
+	int r = ff_reader_read(file_of(h)->reader, buf, size, off, got);
+
+	if (r == 0)
+		ff_reader_passed(file_of(h)->reader, off, *got);
+	return r;
 }
 
 static int frozen_seek(struct handle *h, off_t off, int whence, off_t *out)
 {
 	return ff_reader_seek(file_of(h)->reader, off, whence, out);
+}
+
+/* A file that consumes may be opened for writing, so that a range of it can be given up: that is
+ * all that can be done. */
+static int frozen_write(struct handle *h, const void *buf, size_t size, off_t off, int flags,
+                        const struct caller *who, size_t *done)
+{
+	return -EROFS;
+}
+
+static int frozen_copy(struct handle *in, off_t in_off, struct handle *out, off_t off, size_t len,
+                       size_t *done)
+{
+	return -EROFS;
+}
+
+static int frozen_fallocate(struct handle *h, int mode, off_t off, off_t len,
+                            const struct caller *who)
+{
+	if (mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
+		return -EROFS;
+	if (!snapdir_allows(h->fs, who))
+		return -EACCES;
+	return ff_reader_release(file_of(h)->reader, off, len);
 }
 
 static int nothing_to_sync(struct handle *h, bool data_only)
@@ -111,7 +140,10 @@ static void frozen_free(struct handle *h)
 
 static const struct handle_ops frozen_file_ops = {
     .read = frozen_read,
+    .write = frozen_write,
     .seek = frozen_seek,
+    .fallocate = frozen_fallocate,
+    .copy = frozen_copy,
     .sync = nothing_to_sync,
     .flush = frozen_flush,
     .free = frozen_free,
@@ -122,7 +154,9 @@ static int frozen_open(struct fs *fs, struct node *node, int flags, struct handl
 	struct frozen_file *f;
 	int r;
 
-	if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC)
+	bool writes = (flags & O_ACCMODE) != O_RDONLY;
+
+	if (flags & O_TRUNC || (writes && !ff_frozen_consumes(node->snap, node->frozen)))
 		return -EROFS;
 	f = calloc(1, sizeof *f);
 	if (!f)
@@ -133,7 +167,8 @@ static int frozen_open(struct fs *fs, struct node *node, int flags, struct handl
 		return r;
 	}
 	handle_init(&f->h, &frozen_file_ops, fs, node);
-	f->h.open_flags = flags & O_DIRECT ? FOPEN_DIRECT_IO : FOPEN_KEEP_CACHE;
+	/* no page of the cache must be made dirty, not by mmap either */
+	f->h.open_flags = flags & O_DIRECT || writes ? FOPEN_DIRECT_IO : FOPEN_KEEP_CACHE;
 	*out = &f->h;
 	return 0;
 }
@@ -186,12 +221,12 @@ static int frozen_opendir(struct fs *fs, struct node *node, struct handle **out)
 
 struct view {
 	enum ff_view_state state;
-	uint64_t preserved;
+	uint64_t preserved, released;
 };
 
 static int take_snap(void *ctx, const struct ff_snap_status *s)
 {
-	*(struct view *)ctx = (struct view){s->state, s->preserved_bytes};
+	*(struct view *)ctx = (struct view){s->state, s->preserved_bytes, s->released_bytes};
 	return 0;
 }
 
@@ -211,7 +246,7 @@ static int own_xattr(struct node *n, const char *name, char *out, size_t size)
 		r = ff_snap_visit(n->snap, &visitor);
 	} else {
 		r = ff_frozen_status(n->snap, n->frozen, &disk);
-		view = (struct view){disk.state, disk.preserved_bytes};
+		view = (struct view){disk.state, disk.preserved_bytes, disk.released_bytes};
 	}
 	if (r < 0)
 		return r == -EINVAL ? -ENODATA : r;
@@ -220,6 +255,10 @@ static int own_xattr(struct node *n, const char *name, char *out, size_t size)
 	if (strcmp(name, "created") == 0)
 		return snprintf(out, size, "%lld.%09ld", (long long)created.tv_sec,
 		                created.tv_nsec);
+	if (strcmp(name, "consume") == 0 && !is_root(n))
+		return snprintf(out, size, "%d", ff_frozen_consumes(n->snap, n->frozen));
+	if (strcmp(name, "released") == 0)
+		return snprintf(out, size, "%llu", (unsigned long long)view.released);
 	if (strcmp(name, "preserved") == 0)
 		return snprintf(out, size, "%llu", (unsigned long long)view.preserved);
 	return -ENODATA;
@@ -276,17 +315,31 @@ static int frozen_mkdir(struct fs *fs, struct node *dir, const char *name, mode_
 	return snapdir_allows(fs, who) ? ff_snap_checkpoint(dir->snap) : -EACCES;
 }
 
+static bool is_regular(const struct node *node)
+{
+	struct stat st;
+
+	ff_frozen_stat(node->snap, node->frozen, &st);
+	return S_ISREG(st.st_mode);
+}
+
 /* The attributes that are commands. */
 static int frozen_setxattr(struct fs *fs, struct node *node, const char *name, const void *value,
                            size_t size, int flags, const struct caller *who)
 {
 	bool yes = size == 1 && *(const char *)value == '1';
+	bool no = size == 1 && *(const char *)value == '0';
+	bool checkpoint = strcmp(name, OURS "checkpoint") == 0 && is_root(node);
+	bool consume = strcmp(name, OURS "consume") == 0 && (is_root(node) || is_regular(node));
 
-	if (!is_root(node) || strcmp(name, OURS "checkpoint") != 0)
+	if (!checkpoint && !consume)
 		return -EROFS;
 	if (!snapdir_allows(fs, who))
 		return -EACCES;
-	return yes ? ff_snap_checkpoint(node->snap) : -EINVAL;
+	if (!yes && !(no && consume))
+		return -EINVAL;
+	return checkpoint ? ff_snap_checkpoint(node->snap)
+	                  : ff_snap_consume(node->snap, is_root(node) ? NULL : node->frozen, yes);
 }
 
 const struct node_ops frozen_node_ops = {

@@ -163,7 +163,8 @@ struct handle_ops {
 	int (*write)(struct handle *h, const void *buf, size_t size, off_t off, int flags,
 	             const struct caller *who, size_t *done);
 	int (*seek)(struct handle *h, off_t off, int whence, off_t *out);
-	int (*fallocate)(struct handle *h, int mode, off_t off, off_t len);
+	int (*fallocate)(struct handle *h, int mode, off_t off, off_t len,
+	                 const struct caller *who);
 	int (*copy)(struct handle *in, off_t in_off, struct handle *out, off_t off, size_t len,
 	            size_t *done);
 	int (*sync)(struct handle *h, bool data_only);

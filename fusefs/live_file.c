@@ -335,7 +335,8 @@ static int live_seek(struct handle *h, off_t off, int whence, off_t *out)
 	return 0;
 }
 
-static int live_fallocate(struct handle *h, int mode, off_t off, off_t len)
+static int live_fallocate(struct handle *h, int mode, off_t off, off_t len,
+                          const struct caller *who)
 {
 	struct live_file *f = file_of(h);
 	struct ff_change change = {
