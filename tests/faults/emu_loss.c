@@ -183,7 +183,9 @@ static void write_file(const struct emu_inode *in, int dirfd, const char *name)
 	for (uint64_t at = 0; at < in->size; at += sizeof zeros) {
 		size_t len = (size_t)FF_MIN(sizeof zeros, in->size - at);
 
-		if (at + len > in->room || memcmp(in->data + at, zeros, len) == 0)
+		/* the size may have been set far beyond what was written */
+		len = at < in->room ? FF_MIN(len, (size_t)(in->room - at)) : 0;
+		if (!len || memcmp(in->data + at, zeros, len) == 0)
 			continue;
 		if (pwrite(fd, in->data + at, len, (off_t)at) != (ssize_t)len)
 			err(1, "%s", name);

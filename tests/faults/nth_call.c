@@ -95,6 +95,7 @@ static int due_error(struct round *r, const struct round_step *s)
 	case ROUND_FREEZE:
 		return round_find_snap(r, s->name) ? -EEXIST : 0;
 	case ROUND_DROP:
+	case ROUND_CHECKPOINT:
 	case ROUND_RENAME_SNAP:
 		snap = round_find_snap(r, s->name);
 		return snap && snap->state != ROUND_COMING ? 0 : -ENOENT;
@@ -104,6 +105,15 @@ static int due_error(struct round *r, const struct round_step *s)
 			return -ENOENT;
 		for (int i = 0; i < ROUND_FILES; i++)
 			if (snap->may_break[i] || r->may_damage)
+				return -EIO;
+		return 0;
+	case ROUND_RELEASE:
+		snap = round_find_snap(r, s->name);
+		if (!snap || snap->state == ROUND_COMING)
+			return -ENOENT;
+		/* the view may be broken, or a checkpoint's since a step that failed */
+		for (int i = 0; i < ROUND_FILES; i++)
+			if (snap->may_break[i] || r->may_damage || snap->data != ROUND_WHOLE)
 				return -EIO;
 		return 0;
 	case ROUND_PULSE:
@@ -146,7 +156,12 @@ static bool is_sick(const struct instance *c, const struct round_step *s, bool *
 
 	if (s->op == ROUND_OPEN)
 		memset(sick, 0, ROUND_FILES);
-	if (file < 0 || !c->guest || error == EROFS || error == FAULT_INTERRUPT)
+	if (!c->guest || error == EROFS || error == FAULT_INTERRUPT)
+		return false;
+	if (file == ROUND_ALL_FILES && s->op != ROUND_OPEN && fired &&
+	    errors[c->error].side == FAULT_FLEECE)
+		memset(sick, true, ROUND_FILES);
+	if (file < 0)
 		return false;
 	if (fired && errors[c->error].side == FAULT_FLEECE && (c->durable || s->op == ROUND_SYNC))
 		sick[file] = true;
@@ -170,7 +185,8 @@ static void judge(struct round *r, const struct instance *c, const struct round_
 	if (e && e != due)
 		round_complain(r, "%s: op %d fails: %s%s", name, s->op, strerror(-e),
 		               fired ? ", though its fault is not the guest's" : "");
-	else if (!e && due && s->op != ROUND_READ && s->op != ROUND_FREEZE && s->op != ROUND_DROP)
+	else if (!e && due && s->op != ROUND_READ && s->op != ROUND_FREEZE && s->op != ROUND_DROP &&
+	         s->op != ROUND_RELEASE && s->op != ROUND_CHECKPOINT)
 		round_complain(r, "%s: op %d succeeds and should not: %s", name, s->op,
 		               strerror(-due));
 }

@@ -16,6 +16,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "cow/engine.h"
 #include "ff_util.h"
 #include "power_world.h"
 
@@ -152,6 +153,7 @@ void check_sources(struct world *w)
 		struct snap_model *m = &w->snaps[i];
 
 		atomic_store(&m->state, m->cut_state);
+		atomic_store(&m->giving, m->cut_giving);
 		rename_back(m, i, m->cut_renaming);
 	}
 }
@@ -225,6 +227,48 @@ static int sector_of(const char *name, const char *bytes, size_t sector)
 	            : 0;
 }
 
+/* What changed since the snapshot must be known: all that differs from the source now. */
+static void check_changes(struct world *w, const struct snap_model *m, struct link *first,
+                          const struct golden *g)
+{
+	ff_autofree char *now = read_source(w, g->name, (size_t)SECTORS * SECTOR);
+	size_t size = ff_image_desc(first->img)->cluster_size;
+
+	for (size_t at = 0; at < g->size; at += size) {
+		size_t len = FF_MIN(size, g->size - at);
+		bool known = false;
+
+		for (struct link *l = first; l; l = atomic_load(&l->newer))
+			known |= at / size >= l->clusters || ff_image_marked(l->img, at / size);
+		if (!known && memcmp(g->bytes + at, now + at, len) != 0)
+			complain(w, "%s/%s: changed at %zu, and not known; %s", m->name, g->name,
+			         at, m->durable ? "durable" : "not durable");
+	}
+}
+
+/* A file of a checkpoint. */
+static void check_given(struct world *w, struct snap_model *m, struct ff_snap *snap,
+                        struct golden *g, enum duty duty)
+{
+	const struct ff_frozen *f;
+	struct ff_disk_status st;
+	struct ff_reader *rd;
+	int r = ff_frozen_lookup(snap, ff_snap_root(snap), g->name, &f);
+
+	if (!r && ff_reader_open(snap, f, &rd) != -EIO)
+		complain(w, "%s/%s is a checkpoint's, and can be opened", m->name, g->name);
+	if (!r)
+		r = ff_frozen_status(snap, f, &st);
+	if (r ? duty == RIGHT : st.state != FF_VIEW_CHECKPOINT && duty == RIGHT)
+		complain(w, "%s/%s: what changed is lost", m->name, g->name);
+	else if (!r && st.state == FF_VIEW_CHECKPOINT && duty == LOST && g->size)
+		complain(w, "%s/%s: a checkpoint still, though it is not durable", m->name,
+		         g->name);
+	else if (!r && st.state == FF_VIEW_CHECKPOINT && strncmp(g->name, "disk", 4) == 0)
+		check_changes(w, m, snap->links[f->disk], g);
+	g->lost |= !r && st.state > FF_VIEW_CHECKPOINT && duty != RIGHT;
+}
+
 static void check_view(struct world *w, struct snap_model *m, struct ff_snap *snap,
                        struct golden *g, enum duty duty)
 {
@@ -275,6 +319,7 @@ static void check_snap(struct world *w, unsigned i, bool must)
 	struct snap_model *m = &w->snaps[i];
 	int state = atomic_load(&m->state), renaming = atomic_load(&m->renaming);
 	struct ff_snap *snap = NULL;
+	bool given;
 
 	for (int way = 0; way <= 2 && !snap; way += 2)
 		/* a new name that was not promised to be durable may be lost */
@@ -296,8 +341,14 @@ static void check_snap(struct world *w, unsigned i, bool must)
 	if (state == SNAP_GONE && m->durable)
 		complain(w, "%s is listed, but was dropped", m->name);
 	atomic_store(&m->state, SNAP_THERE);
+	given = ff_snap_is_checkpoint(snap);
+	if (given != (atomic_load(&m->giving) == 2) && atomic_load(&m->giving) != 1 &&
+	    (m->durable || m->losses == w->losses))
+		complain(w, "%s is %sa checkpoint", m->name, given ? "" : "not ");
+	atomic_store(&m->giving, given ? 2 : 0);
 	for (size_t k = 0; k < m->golden_count; k++)
-		check_view(w, m, snap, &m->golden[k], duty_of(w, m, &m->golden[k]));
+		(given ? check_given : check_view)(w, m, snap, &m->golden[k],
+		                                   duty_of(w, m, &m->golden[k]));
 	ff_snap_put(snap);
 }
 

@@ -151,6 +151,7 @@ void world_on_cut(void *world)
 			s->cut_begun = atomic_load(&s->begun);
 		}
 	for (unsigned i = 0; i < SNAPS; i++) {
+		w->snaps[i].cut_giving = atomic_load(&w->snaps[i].giving);
 		w->snaps[i].cut_renaming = atomic_load(&w->snaps[i].renaming);
 		w->snaps[i].cut_state = atomic_load(&w->snaps[i].state);
 	}
@@ -429,6 +430,25 @@ static void rename_snap(struct writer *t)
 	memcpy(m->name, m->to, sizeof m->name);
 }
 
+static void give_snap_up(struct writer *t)
+{
+	struct snap_model *m = pick(t);
+	struct ff_snap *snap;
+	int r;
+
+	if (!m || ff_snap_get(t->w->store, m->name, &snap))
+		return;
+	if (!atomic_load(&m->giving))
+		atomic_store(&m->giving, 1);
+	r = ff_snap_checkpoint(snap);
+	/* one that was not durable may have lost its manifest */
+	if (r && (m->durable || m->losses == t->w->losses || r != -EIO))
+		complain(t->w, "a checkpoint of %s fails: %s", m->name, strerror(-r));
+	if (!r)
+		atomic_store(&m->giving, 2);
+	ff_snap_put(snap);
+}
+
 static void first_writers_turn(struct writer *t)
 {
 	unsigned what = emu_random(&t->rng, 40);
@@ -447,6 +467,8 @@ static void first_writers_turn(struct writer *t)
 		guest_sync(t);
 	else if (what < 19)
 		ff_store_pulse(t->w->store);
+	else if (what < 21)
+		give_snap_up(t);
 	else
 		write_some(t);
 	atomic_fetch_add(&t->w->turn, 1);

@@ -39,6 +39,8 @@ struct snap_model {
 	char name[16], to[16]; /* TO: being renamed */
 	_Atomic int renaming;  /* 1: from name to TO, 2: it has come to its end */
 	int cut_renaming;
+	_Atomic int giving; /* 1: it is being made a checkpoint, 2: it is one */
+	int cut_giving;
 	struct golden *golden;
 	size_t golden_count;
 	uint8_t lowest[DISKS][SECTORS], highest[DISKS][SECTORS];

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cow/engine.h"
 #include "ff_util.h"
 
 _Thread_local volatile bool round_in_engine;
@@ -157,6 +158,7 @@ static struct round_snap *new_snap(struct round *r, const char *name)
 		memset(s->broken, 0, sizeof s->broken);
 		s->durable = r->config.durable;
 		s->data = ROUND_WHOLE;
+		memset(s->released, 0, sizeof s->released);
 		s->settling = s->refused = false;
 		round_copy_tree(&s->tree, &r->model->live);
 		s->state = ROUND_COMING;
@@ -200,6 +202,60 @@ static int run_checkpoint(struct round *r, const struct round_step *s)
 	e = ROUND_ENGINE(ff_snap_checkpoint(snap));
 	if (model && !e)
 		model->data = ROUND_GIVEN;
+	round_in_engine = true;
+	ff_snap_put(snap);
+	round_in_engine = false;
+	return e;
+}
+
+/* What the step gives up, whole clusters, is now TO. */
+static void set_released(struct round_snap *model, const struct round_step *s, int file,
+                         uint32_t cluster, enum round_data to)
+{
+	uint32_t size = model->tree.files[file].size, end = s->off + s->len;
+
+	for (uint32_t u = 0; u < ROUND_UNITS && u * 4096 < size; u++) {
+		uint32_t at = u * 4096 / cluster * cluster;
+
+		if (at >= s->off && (at + cluster <= end || end >= size) &&
+		    model->released[file][u] < to)
+			model->released[file][u] = to;
+	}
+}
+
+static int release(struct round *r, const struct round_step *s, struct ff_snap *snap,
+                   struct round_snap *model)
+{
+	int file = model ? round_find_name(&model->tree, s->to) : -1;
+	const struct ff_frozen *f;
+	struct ff_reader *rd;
+	uint32_t cluster;
+	int e = round_lookup(snap, s->to, &f);
+
+	if (!e)
+		e = ROUND_ENGINE(ff_reader_open(snap, f, &rd));
+	if (e)
+		return e;
+	cluster = ff_image_desc(snap->links[f->disk]->img)->cluster_size;
+	if (file >= 0)
+		set_released(model, s, file, cluster, ROUND_GIVING);
+	e = ROUND_ENGINE(ff_reader_release(rd, s->off, s->len));
+	if (file >= 0 && !e)
+		set_released(model, s, file, cluster, ROUND_GIVEN);
+	round_in_engine = true;
+	ff_reader_close(rd);
+	round_in_engine = false;
+	return e;
+}
+
+static int run_release(struct round *r, const struct round_step *s)
+{
+	struct ff_snap *snap;
+	int e = ff_snap_get(r->store, s->name, &snap);
+
+	if (e)
+		return e;
+	e = release(r, s, snap, round_find_snap(r, s->name));
 	round_in_engine = true;
 	ff_snap_put(snap);
 	round_in_engine = false;
@@ -258,6 +314,8 @@ static int run(struct round *r, const struct round_step *s)
 		return run_freeze(r, s);
 	case ROUND_CHECKPOINT:
 		return run_checkpoint(r, s);
+	case ROUND_RELEASE:
+		return run_release(r, s);
 	case ROUND_DROP:
 	case ROUND_RENAME_SNAP:
 	case ROUND_READ:
@@ -293,6 +351,14 @@ static void foresee(struct round *r, const struct round_step *s)
 		break;
 	case ROUND_SYNC:
 		m->step_file = round_find_name(&m->live, s->name);
+		break;
+	case ROUND_RELEASE:
+	case ROUND_CHECKPOINT:
+	case ROUND_DROP:
+		/* a flush that fails here is not tried again: later saves fail */
+		if (r->config.durable)
+			m->step_file = s->op == ROUND_RELEASE ? round_find_name(&m->live, s->to)
+			                                      : ROUND_ALL_FILES;
 		break;
 	case ROUND_CREATE:
 	case ROUND_UNLINK:

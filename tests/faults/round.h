@@ -40,6 +40,7 @@ enum {
 	ROUND_NAMES = 8,         /* the names that steps may use, see round_names[] */
 	ROUND_SNAPS = 6,         /* at one time */
 	ROUND_BYTES = 112 << 10, /* the most that a file may have */
+	ROUND_UNITS = (112 << 10) / 4096,
 };
 
 /* "a" 80 KiB of data; "sub/b" 40001 bytes with holes; "c" and its hard link "sub/c2", 16 KiB, the
@@ -54,6 +55,7 @@ enum round_op {
 	ROUND_DROP,        /* rmdir name */
 	ROUND_RENAME_SNAP, /* name → to */
 	ROUND_CHECKPOINT,  /* of the snapshot `name` */
+	ROUND_RELEASE,     /* len bytes at off of the file `to` in the snapshot `name` */
 	ROUND_WRITE,       /* len bytes at off, made from seed; 0: zeros */
 	ROUND_REWRITE,     /* the bytes that are there, at off, len */
 	ROUND_APPEND,
@@ -108,7 +110,7 @@ struct round_tree {
  * MOVING (by either name). */
 enum round_state { ROUND_FREE, ROUND_THERE, ROUND_COMING, ROUND_GOING, ROUND_MOVING };
 
-/* GIVING: a checkpoint or not, and then the data is there. */
+/* GIVING: given up or not, and then the data is there. */
 enum round_data { ROUND_WHOLE, ROUND_GIVING, ROUND_GIVEN };
 
 struct round_snap {
@@ -120,6 +122,8 @@ struct round_snap {
 	bool settling;               /* it is GOING or COMING since before the last open */
 	bool may_break[ROUND_FILES]; /* a fault allows it */
 	bool broken[ROUND_FILES];    /* it was seen: must stay so */
+	/* by 4 KiB: what a view has given up, or may have */
+	enum round_data released[ROUND_FILES][ROUND_UNITS];
 	struct round_tree tree;
 };
 
@@ -216,6 +220,8 @@ void round_apply_names(struct round *r, struct round_tree *t, const struct round
 
 void round_copy_file(struct round_tree *to, const struct round_tree *from, int file);
 void round_copy_tree(struct round_tree *to, const struct round_tree *from);
+/* Finds the frozen inode at PATH. */
+int round_lookup(struct ff_snap *snap, const char *path, const struct ff_frozen **out);
 /* Reads and compares a snapshot; the first error of a read, or 0. TOLERATED: any error is. */
 int round_read_snap(struct round *r, struct round_snap *snap, const char *name, bool torn,
                     bool tolerated);

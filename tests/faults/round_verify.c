@@ -16,7 +16,7 @@
 
 /* --- frozen ----------------------------------------------------------------------------------- */
 
-static int lookup(struct ff_snap *snap, const char *path, const struct ff_frozen **out)
+int round_lookup(struct ff_snap *snap, const char *path, const struct ff_frozen **out)
 {
 	const struct ff_frozen *dir = ff_snap_root(snap);
 	const char *slash = strchr(path, '/');
@@ -89,8 +89,39 @@ static int check_holes(struct round *r, struct ff_reader *rd, const struct round
 	return 0;
 }
 
+/* Piece by piece: what was given up is an error, and nothing else is. */
+static int read_released(struct round *r, struct ff_reader *rd, const struct round_file *want,
+                         const enum round_data *released, const char *what)
+{
+	for (uint32_t u = 0; u < ROUND_UNITS && u * 4096 < want->size; u++) {
+		int e = read_part(r, rd, want, what, u * 4096, 4096);
+		off_t at = -1;
+		int seek;
+
+		if (!e && released[u] == ROUND_GIVEN)
+			round_complain(r, "%s: was given up at %u, and can be read", what,
+			               u * 4096);
+		if (e && (released[u] == ROUND_WHOLE || e != -EIO))
+			return e;
+		seek = e ? ROUND_ENGINE(ff_reader_seek(rd, u * 4096, SEEK_DATA, &at)) : -EIO;
+		if (seek == -ENXIO || (!seek && at != u * 4096))
+			round_complain(r, "%s: what was given up at %u is called a hole", what,
+			               u * 4096);
+	}
+	return 0;
+}
+
+static bool any_released(const enum round_data *released)
+{
+	for (int u = 0; u < ROUND_UNITS; u++)
+		if (released[u] != ROUND_WHOLE)
+			return true;
+	return false;
+}
+
 static int read_file(struct round *r, struct ff_snap *snap, const struct ff_frozen *f,
-                     const struct round_file *want, const char *what)
+                     const struct round_file *want, const enum round_data *released,
+                     const char *what)
 {
 	struct ff_reader *rd;
 	struct stat st;
@@ -103,11 +134,15 @@ static int read_file(struct round *r, struct ff_snap *snap, const struct ff_froz
 	e = ROUND_ENGINE(ff_reader_open(snap, f, &rd));
 	if (e)
 		return e;
-	e = read_part(r, rd, want, what, 0, ROUND_BYTES + 1);
-	if (!e)
-		e = read_part(r, rd, want, what, want->size / 3, 5000);
-	if (!e)
-		e = check_holes(r, rd, want, what);
+	if (any_released(released)) {
+		e = read_released(r, rd, want, released, what);
+	} else {
+		e = read_part(r, rd, want, what, 0, ROUND_BYTES + 1);
+		if (!e)
+			e = read_part(r, rd, want, what, want->size / 3, 5000);
+		if (!e)
+			e = check_holes(r, rd, want, what);
+	}
 	round_in_engine = true;
 	ff_reader_close(rd);
 	round_in_engine = false;
@@ -183,7 +218,7 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 
 	if (e)
 		return e;
-	e = r->may_damage ? lookup(snap, "c", &f) : 0;
+	e = r->may_damage ? round_lookup(snap, "c", &f) : 0;
 	if (e == -EIO) {
 		ff_snap_put(snap);
 		return e;
@@ -200,13 +235,13 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 		if (file < 0)
 			continue;
 		snprintf(what, sizeof what, "%s/%s", name, round_names[i]);
-		e = lookup(snap, round_names[i], &f);
+		e = round_lookup(snap, round_names[i], &f);
 		if (e) {
 			round_complain(r, "%s: not found: %s", what, strerror(-e));
 			continue;
 		}
 		e = given ? check_given(r, snap, f, s, file, what)
-		          : read_file(r, snap, f, &s->tree.files[file], what);
+		          : read_file(r, snap, f, &s->tree.files[file], s->released[file], what);
 		first = first ? first : e;
 		if (!e && torn)
 			round_complain(r, "%s: torn, yet it can be read", what);

@@ -130,12 +130,44 @@ static const struct round_step points[] = {
     {ROUND_DROP, "s2"},
 };
 
+/* Views that give up a part of themselves. */
+static const struct round_step parts[] = {
+    {ROUND_OPEN},
+    {ROUND_FREEZE, "s1"},
+    {ROUND_WRITE, "a", .off = 0, .len = 20000, .seed = 1},
+    {ROUND_FREEZE, "s2"},
+    {ROUND_WRITE, "a", .off = 8192, .len = 40000, .seed = 2},
+    {ROUND_RELEASE, "s2", "a", .off = 4096, .len = 30000}, /* s1 needs some of it */
+    {ROUND_WRITE, "a", .off = 12288, .len = 40000, .seed = 3},
+    {ROUND_READ, "s1"},
+    {ROUND_RELEASE, "s1", "a", .off = 0, .len = 16384},
+    {ROUND_WRITE, "a", .off = 0, .len = 9000, .seed = 4},
+    {ROUND_RELEASE, "s1", "sub/b", .off = 8000, .len = 90000}, /* to its end, holes too */
+    {ROUND_TRUNCATE, "sub/b", .off = 20000},
+    {ROUND_READ, "s1"},
+    {ROUND_READ, "s2"},
+    {ROUND_FREEZE, "s3"},
+    {ROUND_WRITE, "a", .off = 50000, .len = 9000, .seed = 5},
+    {ROUND_DROP, "s2"},
+    {ROUND_READ, "s1"},
+    {ROUND_CHECKPOINT, "s1"},
+    {ROUND_READ, "s3"},
+    {ROUND_CLOSE},
+    {ROUND_OPEN},
+    {ROUND_RELEASE, "s3", "a", .off = 40960, .len = 12288},
+    {ROUND_WRITE, "a", .off = 40960, .len = 9000, .seed = 6},
+    {ROUND_READ, "s3"},
+    {ROUND_DROP, "s1"},
+    {ROUND_DROP, "s3"},
+};
+
 #define WORKLOAD(w)                                                                                \
 	{                                                                                          \
 #w, w, FF_ARRAY_SIZE(w)                                                            \
 	}
 
 const struct round_workload round_workloads[] = {
-    WORKLOAD(writes), WORKLOAD(changes), WORKLOAD(names), WORKLOAD(chain), WORKLOAD(points),
+    WORKLOAD(writes), WORKLOAD(changes), WORKLOAD(names),
+    WORKLOAD(chain),  WORKLOAD(points),  WORKLOAD(parts),
 };
 const size_t round_workload_count = FF_ARRAY_SIZE(round_workloads);

@@ -13,7 +13,8 @@
 #include "ff_store.h"
 #include "tests/model/rng.h"
 
-enum { SNAPS = 3, DISKS = 4, DISK_MAX = 160 << 10, FILES = 64, CS = 4096 };
+enum { SNAPS = 4, DISKS = 4, DISK_MAX = 160 << 10, FILES = 96, CS = 4096 };
+enum { GIVING = 1, GIVEN = 2 }; /* snapshots: one that has given up parts, a checkpoint */
 
 enum op {
 	FLIP,
@@ -37,12 +38,14 @@ struct file {
 	size_t len;
 	int snap, disk; /* -1: all */
 	size_t tables, tables_end;
+	bool ledger;
 };
 
 struct damage {
 	struct rng rng;
 	char root[64], source[80], fleece[80];
 	int source_fd;
+	bool released[SNAPS][DISKS][DISK_MAX / CS];
 	uint8_t live[DISKS][DISK_MAX], views[SNAPS][DISKS][DISK_MAX];
 	struct file files[FILES];
 	size_t file_count;
@@ -61,6 +64,8 @@ void damage_restore(void);
 bool damage_one(enum op op, const struct file *f, bool *in_tables);
 /* Removes and frees everything. */
 void damage_end(void);
+/* Finds a frozen inode. */
+int damage_find(struct ff_snap *snap, const char *path, const struct ff_frozen **out);
 /* The store, or NULL and an error. */
 struct ff_store *damage_open(int *error);
 

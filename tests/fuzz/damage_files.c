@@ -73,6 +73,35 @@ static void overwrite(struct ff_store *store, int disk)
 	close(fd);
 }
 
+/* Gives up some clusters of each disk in the snapshot GIVING. */
+static void give_up(struct ff_store *store)
+{
+	struct ff_snap *snap;
+
+	FUZZ_CHECK(ff_snap_get(store, "s1", &snap) == 0);
+	for (int d = 0; d < DISKS; d++) {
+		size_t clusters = disk_sizes[d] / CS, first = rng_below(&t.rng, clusters);
+		size_t n = 1 + rng_below(&t.rng, clusters - first);
+		const struct ff_frozen *f;
+		struct ff_reader *rd;
+
+		FUZZ_CHECK(damage_find(snap, disk_names[d], &f) == 0 &&
+		           ff_reader_open(snap, f, &rd) == 0);
+		FUZZ_CHECK(ff_reader_release(rd, (off_t)(first * CS), (off_t)(n * CS)) == 0);
+		ff_reader_close(rd);
+		memset(&t.released[GIVING][d][first], true, n);
+	}
+	ff_snap_put(snap);
+}
+
+static void make_checkpoint(struct ff_store *store)
+{
+	struct ff_snap *snap;
+
+	FUZZ_CHECK(ff_snap_get(store, "s2", &snap) == 0 && ff_snap_checkpoint(snap) == 0);
+	ff_snap_put(snap);
+}
+
 static void make(void)
 {
 	struct ff_store *store;
@@ -96,6 +125,12 @@ static void make(void)
 		snprintf(name, sizeof name, "s%d", s);
 		FUZZ_CHECK(ff_store_freeze(store, name, 0) == 0);
 		memcpy(t.views[s], t.live, sizeof t.live);
+		for (int d = 0; d < DISKS; d++)
+			overwrite(store, d);
+		if (s == GIVING)
+			give_up(store);
+		if (s == GIVEN)
+			make_checkpoint(store);
 		for (int d = 0; d < DISKS; d++)
 			overwrite(store, d);
 	}
@@ -124,6 +159,7 @@ static int keep_one(const char *path, const struct stat *st, int type, struct FT
 		for (int d = 0; d < DISKS; d++)
 			if (strncmp(f->path + 3, disk_names[d], strlen(disk_names[d])) == 0)
 				f->disk = d;
+	f->ledger = strstr(f->path, ".changed") != NULL;
 	if (f->len >= QCOW2_HEAD_SIZE && qcow2_head_decode(f->data, &head, &l, &why) == 0) {
 		f->tables = l.l2_first * CS;
 		f->tables_end = l.data_first * CS;
@@ -308,7 +344,8 @@ bool damage_one(enum op op, const struct file *f, bool *in_tables)
 	if (len < 8)
 		return false;
 	change(op, f, data, &len, &from, &to);
-	*in_tables = to > f->tables && from < f->tables_end;
+	/* a sector without bits is as one that was never written */
+	*in_tables = f->ledger ? op == CLEAR_BLOCK : to > f->tables && from < f->tables_end;
 	same = len == f->len && memcmp(data, f->data, len) == 0;
 	write_file(f->path, data, len);
 	return !same;
