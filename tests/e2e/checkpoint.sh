@@ -108,6 +108,35 @@ is_checkpoint 2
 mv "$snaps/2" "$snaps/two"
 rmdir "$snaps/three"
 
+step "increments against checkpoints"
+mkdir -p "$tmp/chain/base" "$tmp/chain/next" "$tmp/chain/last"
+mkdir "$snaps/base"
+cp "$snaps/base/.since/-/vm.img.qcow2" "$tmp/chain/base"
+overwrite 50 70
+mkdir "$snaps/base/.checkpoint"
+overwrite 100 200
+overwrite 3000 5
+mkdir "$snaps/next"
+cp "$src/vm.img" "$tmp/next"
+cp "$snaps/next/.since/base/vm.img.qcow2" "$tmp/chain/next"
+overwrite 0 20
+mkdir "$snaps/next/.checkpoint"
+overwrite 110 20
+rmdir "$snaps/base"
+mkdir "$snaps/last"
+cp "$src/vm.img" "$tmp/last"
+overwrite 0 4000
+cp "$snaps/last/.since/next/vm.img.qcow2" "$tmp/chain/last"
+[ "$(stat -c %s "$tmp/chain/next/vm.img.qcow2")" -lt 2000000 ] || fail "$(ls -l "$tmp"/chain/*)"
+[ "$(stat -c %s "$tmp/chain/last/vm.img.qcow2")" -lt 500000 ] || fail "$(ls -l "$tmp"/chain/*)"
+for i in next last; do
+	qemu-img check -q "$tmp/chain/$i/vm.img.qcow2"
+	qemu-img convert -O raw "$tmp/chain/$i/vm.img.qcow2" "$tmp/out"
+	cmp "$tmp/out" "$tmp/$i"
+done
+refused 'Input/output error' cp "$snaps/next/.since/-/vm.img.qcow2" "$tmp/out"
+rmdir "$snaps/next" "$snaps/last"
+
 step "unmount, and a kill"
 umount_fs
 mount_fs
@@ -136,6 +165,9 @@ power_fails() {
 }
 power_fails
 mount_fs --durable
+mkdir "$snaps/after"
+refused 'Input/output error' cat "$snaps/after/.since/one/vm.img.qcow2"
+rmdir "$snaps/after"
 for i in one two three; do
 	[ "$(state $i)" = torn ] || fail "$i is $(state $i)"
 	rmdir "$snaps/$i"

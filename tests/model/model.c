@@ -56,6 +56,7 @@ static const struct op ops[] = {
     {op_snap_drop, 1, true},
     {op_snap_rename, 1, true},
     {op_snap_checkpoint, 1, true},
+    {op_snap_consume, 1, true},
     {op_frozen_open, 2, true},
     {op_frozen_close, 1, true},
     {op_frozen_change, 2, true},
@@ -290,14 +291,14 @@ int main(int argc, char **argv)
 	run(m);
 	finish(m);
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	printf(
-	    "model: ok, %lu operations in %ld s: %lu snapshots, %lu checkpoints, %lu remounts, %lu "
-	    "kills, "
-	    "%lu whole compares, qemu-img checked %lu images and read %lu, %llu MiB compared; "
-	    "%lu times no shared mmap\n",
-	    m->ops, (long)(end.tv_sec - start.tv_sec), m->snaps_made, m->checkpoints, m->remounts,
-	    m->kills, m->full_compares, m->images_checked, m->images,
-	    (unsigned long long)(m->bytes_read >> 20), m->no_mmap);
+	printf("model: ok, %lu operations in %ld s: %lu snapshots, %lu checkpoints, %lu holes, %lu "
+	       "remounts, %lu "
+	       "kills, "
+	       "%lu whole compares, qemu-img checked %lu images and read %lu, %llu MiB compared; "
+	       "%lu times no shared mmap\n",
+	       m->ops, (long)(end.tv_sec - start.tv_sec), m->snaps_made, m->checkpoints,
+	       m->released, m->remounts, m->kills, m->full_compares, m->images_checked, m->images,
+	       (unsigned long long)(m->bytes_read >> 20), m->no_mmap);
 	mnt_done(&m->mnt);
 	if (m->plain && !keep)
 		mnt_remove_tree(m->live);

@@ -57,6 +57,7 @@ struct snap {
 	struct inode *root;
 	bool checked;  /* has been compared whole */
 	bool given_up; /* it is a checkpoint */
+	bool consumed; /* it may have given up parts: a read of it may be an error */
 };
 
 struct open_file {
@@ -84,6 +85,7 @@ struct model {
 	uint32_t cluster;
 	uint64_t file_max, big_max;
 	bool plain, verbose, failing;
+	bool eio_ok; /* what is read has given up parts */
 	struct inode *root;
 	uint64_t next_id;
 	struct open_file fds[MAX_FDS], frozen[MAX_FROZEN];
@@ -94,8 +96,8 @@ struct model {
 	uint8_t *buf, *buf2; /* BUF_LEN each, page-aligned */
 	char hist[HIST][HIST_LEN];
 	/* what was done, for the summary */
-	unsigned long snaps_made, checkpoints, remounts, kills, images_checked, images, no_mmap,
-	    full_compares;
+	unsigned long snaps_made, checkpoints, released, remounts, kills, images_checked, images,
+	    no_mmap, full_compares;
 	uint64_t bytes_read;
 };
 
@@ -167,6 +169,7 @@ bool op_snap_make(struct model *m);
 bool op_snap_drop(struct model *m);
 bool op_snap_rename(struct model *m);
 bool op_snap_checkpoint(struct model *m);
+bool op_snap_consume(struct model *m);
 bool op_frozen_open(struct model *m);
 bool op_frozen_close(struct model *m);
 bool op_frozen_change(struct model *m);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/falloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,6 +180,60 @@ bool op_snap_checkpoint(struct model *m)
 	return true;
 }
 
+/* Gives up a range of a frozen file, which must give an error from then on, and nothing else. */
+static void give_up(struct model *m, const char *path, const struct content *c)
+{
+	static const int modes[] = {0, FALLOC_FL_ZERO_RANGE, FALLOC_FL_PUNCH_HOLE};
+	int fd = open(path, O_RDWR | O_CLOEXEC), punch = modes[2] | FALLOC_FL_KEEP_SIZE;
+	uint64_t off = rng_below(&m->rng, c->size), len = 1 + rng_below(&m->rng, c->size);
+	/* whatever the cluster size of its chain, this is whole clusters */
+	uint64_t from = (off + (2u << 20) - 1) & ~((UINT64_C(2) << 20) - 1);
+	uint64_t to = off + len >= c->size ? c->size : (off + len) & ~((UINT64_C(2) << 20) - 1);
+
+	if (fd < 0)
+		fail(m, "open %s for a hole: %s", path, strerror(errno));
+	if (fallocate(fd, modes[rng_below(&m->rng, 2)], (off_t)off, (off_t)len) == 0 ||
+	    errno != EROFS)
+		fail(m, "fallocate of %s: %s", path, strerror(errno));
+	if (pwrite(fd, "x", 1, (off_t)off) >= 0 || errno != EROFS)
+		fail(m, "write to %s: %s", path, strerror(errno));
+	if (fallocate(fd, punch, (off_t)off, (off_t)len) < 0)
+		fail(m, "a hole in %s: %s", path, strerror(errno));
+	if (from < to && (pread(fd, m->buf2, 1, (off_t)from) >= 0 || errno != EIO))
+		fail(m, "%s: %llu was given up: %s", path, (unsigned long long)from,
+		     strerror(errno));
+	m->released++;
+	close(fd);
+}
+
+bool op_snap_consume(struct model *m)
+{
+	char base[PATH_LEN], path[PATH_LEN];
+	struct inode *dir;
+	struct snap *s;
+	struct ent *e;
+
+	if (!m->nsnaps)
+		return false;
+	s = m->snaps[rng_below(&m->rng, m->nsnaps)];
+	if (s->given_up || !tree_pick(m, s->root, I_REG, &dir, &e) || !e->ino->data.size)
+		return false;
+	if (!s->checked)
+		check_snap(m, s);
+	snap_path(m, s->name, base);
+	path_of(base, dir, e->name, path);
+	note(m, "consume, and a hole in %s", path);
+	if (setxattr(path, "user.fleecefs.consume", "1", 1, 0) < 0)
+		fail(m, "%s: consume: %s", path, strerror(errno));
+	frozen_close_all(m, s);
+	s->consumed = true;
+	give_up(m, path, &e->ino->data);
+	if (setxattr(path, "user.fleecefs.consume", "0", 1, 0) < 0)
+		fail(m, "%s: consume off: %s", path, strerror(errno));
+	check_snap(m, s);
+	return true;
+}
+
 bool op_frozen_open(struct model *m)
 {
 	struct open_file *f = &m->frozen[rng_below(&m->rng, MAX_FROZEN)];
@@ -189,7 +244,7 @@ bool op_frozen_open(struct model *m)
 	if (f->fd >= 0 || !m->nsnaps)
 		return false;
 	f->snap = m->snaps[rng_below(&m->rng, m->nsnaps)];
-	if (f->snap->given_up)
+	if (f->snap->given_up || f->snap->consumed)
 		return false;
 	if (!tree_pick(m, f->snap->root, I_REG, &dir, &e))
 		return false;

@@ -132,7 +132,7 @@ static void check_image(struct model *m, struct snap *s, const char *path, const
 		fail(m, "%s: the snapshot has no file %s", path, name);
 	if (found->n < 64)
 		found->ids[found->n++] = ino->id;
-	compare_image(m, path, &ino->data, s->given_up);
+	compare_image(m, path, &ino->data, s->given_up || s->consumed);
 }
 
 /* Every .qcow2 below PATH; REL: the path below the snapshot's directory. S NULL: there must be
