@@ -1,0 +1,240 @@
+/*
+ * What changed between two snapshots stays what it was said to be first: whatever saves of before
+ * the newer snapshot are still under way when it is asked for, whatever holes of the source are
+ * filled with zeros after it, whichever snapshots in between are dropped.
+ *
+ * The linker puts this file's io_pread() in the place of that of cow/io.h, to hold a save up.
+ */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdbool.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cow/io.h"
+#include "fixture.h"
+
+enum { SIZE = 1 << 20, CLUSTER = 4096, ROOM = 4 << 20 };
+
+struct image {
+	size_t size;
+	char *bytes;
+};
+
+static struct fixture fx;
+static sem_t held, go_on, made;
+static __thread bool hold_pread;
+
+int __real_io_pread(int fd, void *buf, size_t len, uint64_t off, size_t *got);
+int __wrap_io_pread(int fd, void *buf, size_t len, uint64_t off, size_t *got);
+
+int __wrap_io_pread(int fd, void *buf, size_t len, uint64_t off, size_t *got)
+{
+	if (hold_pread) {
+		hold_pread = false;
+		sem_post(&held);
+		sem_wait(&go_on);
+	}
+	return __real_io_pread(fd, buf, len, off, got);
+}
+
+static void setup(void)
+{
+	fixture_init(&fx, CLUSTER);
+	fixture_file(&fx, "a", SIZE, 1);
+	fixture_open(&fx);
+	sem_init(&held, 0, 0);
+	sem_init(&go_on, 0, 0);
+	sem_init(&made, 0, 0);
+}
+
+static void teardown(void)
+{
+	fixture_done(&fx);
+}
+
+static void write_at(off_t off, size_t len, int with)
+{
+	char *buf = malloc(len);
+	struct ff_disk *d;
+	int fd = live_open(&fx, "a", &d);
+
+	memset(buf, with, len);
+	cr_assert_eq(live_write(d, fd, buf, len, off), 0);
+	ff_disk_put(d);
+	close(fd);
+	free(buf);
+}
+
+static void punch(off_t off, size_t len)
+{
+	struct ff_change c = {.kind = FF_FALLOCATE,
+	                      .mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+	                      .off = off,
+	                      .len = len};
+	struct ff_disk *d;
+	size_t done;
+
+	c.fd = live_open(&fx, "a", &d);
+	cr_assert_eq(ff_disk_change(d, &c, &done), 0);
+	ff_disk_put(d);
+	close(c.fd);
+}
+
+/* What "a" is in NEW as against OLD; NULL: nothing. */
+static int make(const char *new, const char *old, struct ff_since **out)
+{
+	struct ff_since_pair pair = {.old_name = old ? old : "-"};
+	const struct ff_frozen *root, *f;
+	enum ff_since_kind kind;
+	const char *stored;
+	int r;
+
+	cr_assert_eq(ff_snap_get(fx.store, new, &pair.new), 0);
+	if (old)
+		cr_assert_eq(ff_snap_get(fx.store, old, &pair.old), 0);
+	root = ff_snap_root(pair.new);
+	cr_assert_eq(ff_since_find(pair.new, root, "a.qcow2", &kind, &stored, &f), 0);
+	cr_assert_eq(kind, FF_SINCE_IMAGE);
+	r = ff_since_make(&pair, root, stored, f, out);
+	ff_snap_put(pair.new);
+	if (old)
+		ff_snap_put(pair.old);
+	return r;
+}
+
+static struct image read_image(const char *new, const char *old)
+{
+	struct image img = {.bytes = malloc(ROOM)};
+	struct ff_since_file *file;
+	struct ff_since *s;
+	size_t got;
+
+	cr_assert_eq(make(new, old, &s), 0);
+	img.size = (size_t)ff_since_image_size(s);
+	cr_assert(img.size <= ROOM);
+	cr_assert_eq(ff_since_open(s, &file), 0);
+	/* in odd pieces */
+	for (size_t at = 0; at < img.size; at += got)
+		cr_assert_eq(ff_since_read_image(file, img.bytes + at, 10007, (off_t)at, &got), 0);
+	ff_since_flushed(file);
+	ff_since_close(file);
+	ff_since_free(s);
+	return img;
+}
+
+static void expect_same(struct image a, struct image b)
+{
+	cr_assert_eq(a.size, b.size);
+	cr_assert_eq(memcmp(a.bytes, b.bytes, a.size), 0);
+	free(b.bytes);
+}
+
+static void *write_held(void *ctx)
+{
+	hold_pread = true;
+	write_at(0, 4 * CLUSTER, 'x');
+	return NULL;
+}
+
+static void *make_image(void *ctx)
+{
+	*(struct image *)ctx = read_image("new", "old");
+	sem_post(&made);
+	return NULL;
+}
+
+Test(since, saves_under_way, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct image first;
+	struct timespec soon;
+	pthread_t writer, reader;
+
+	cr_assert_eq(ff_store_freeze(fx.store, "old", 0), 0);
+	pthread_create(&writer, NULL, write_held, NULL);
+	sem_wait(&held);
+	cr_assert_eq(ff_store_freeze(fx.store, "new", 0), 0);
+	pthread_create(&reader, NULL, make_image, &first);
+	clock_gettime(CLOCK_REALTIME, &soon);
+	soon.tv_nsec += 300000000;
+	soon.tv_sec += soon.tv_nsec / 1000000000;
+	soon.tv_nsec %= 1000000000;
+	cr_assert_neq(sem_timedwait(&made, &soon), 0, "not all was known yet");
+	sem_post(&go_on);
+	pthread_join(writer, NULL);
+	pthread_join(reader, NULL);
+	expect_same(first, read_image("new", "old"));
+	free(first.bytes);
+}
+
+Test(since, zeros_over_holes, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct image first, whole;
+
+	punch(100 * CLUSTER, 20 * CLUSTER);
+	cr_assert_eq(ff_store_freeze(fx.store, "old", 0), 0);
+	punch(0, 10 * CLUSTER);
+	write_at(50 * CLUSTER, CLUSTER, 'x');
+	cr_assert_eq(ff_store_freeze(fx.store, "new", 0), 0);
+	first = read_image("new", "old");
+	whole = read_image("new", NULL);
+	/* what it takes: the header, three tables and an L2 table; the cluster with x */
+	cr_assert_eq(first.size, 6 * CLUSTER);
+	cr_assert_eq(whole.size, (5 + SIZE / CLUSTER - 30) * CLUSTER);
+	write_at(0, 5 * CLUSTER, 0);
+	write_at(100 * CLUSTER, 5 * CLUSTER, 0);
+	expect_same(first, read_image("new", "old"));
+	expect_same(whole, read_image("new", NULL));
+	write_at(3 * CLUSTER, 4 * CLUSTER, 'y');
+	write_at(50 * CLUSTER, CLUSTER, 'z');
+	expect_same(first, read_image("new", "old"));
+	expect_same(whole, read_image("new", NULL));
+	free(first.bytes);
+	free(whole.bytes);
+}
+
+Test(since, snapshots_between, .init = setup, .fini = teardown, .timeout = 60)
+{
+	static const char *const names[] = {"old", "one", "two", "three", "new"};
+	struct image first;
+
+	for (size_t i = 0; i < 5; i++) {
+		cr_assert_eq(ff_store_freeze(fx.store, names[i], 0), 0);
+		write_at((off_t)(i * 3) * CLUSTER + 5, 5 * CLUSTER, 'a' + (int)i);
+		if (i == 1)
+			punch(30 * CLUSTER, 3 * CLUSTER);
+	}
+	first = read_image("new", "old");
+	cr_assert_eq(ff_store_drop(fx.store, "two"), 0);
+	expect_same(first, read_image("new", "old"));
+	cr_assert_eq(ff_store_drop(fx.store, "one"), 0);
+	expect_same(first, read_image("new", "old"));
+	fixture_close(&fx);
+	fixture_open(&fx);
+	expect_same(first, read_image("new", "old"));
+	cr_assert_eq(ff_store_drop(fx.store, "three"), 0);
+	expect_same(first, read_image("new", "old"));
+	free(first.bytes);
+}
+
+Test(since, broken, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_since *s;
+	struct ff_disk *d;
+	int fd;
+
+	cr_assert_eq(ff_store_freeze(fx.store, "old", 0), 0);
+	fd = live_open(&fx, "a", &d);
+	cr_assert_eq(chain_break_all(d, "of a test"), 0);
+	ff_disk_put(d);
+	close(fd);
+	write_at(0, CLUSTER, 'x');
+	cr_assert_eq(ff_store_freeze(fx.store, "new", 0), 0);
+	cr_assert_eq(make("new", "old", &s), -EIO);
+	cr_assert_eq(make("new", NULL, &s), 0);
+	ff_since_free(s);
+}
