@@ -299,6 +299,19 @@ class Life:
             raise SystemExit(f"FAIL: {name} is no checkpoint")
         self.counts["checkpoints"] += 1
 
+    def consume(self):
+        """Nor does it need a part of a disk that nobody reads any more."""
+        snapshot = os.path.join(self.mnt, "snapshots", self.rng.choice(self.alive[:-1]))
+        paths = sorted(p for p, e in self.frozen[os.path.basename(snapshot)].items() if e[1])
+        if not paths or os.getxattr(snapshot, "user.fleecefs.state") != b"ok":
+            return
+        path = self.rng.choice(paths)
+        size = len(self.frozen[os.path.basename(snapshot)][path][1])
+        os.setxattr(os.path.join(snapshot, path), "user.fleecefs.consume", b"1")
+        off = self.rng.randrange(size) & -65536
+        run("fallocate", "-n", "-p", "-o", str(off), "-l", str(65536 * self.rng.randrange(1, 20)), os.path.join(snapshot, path))
+        self.counts["parts given up"] += 1
+
     def drop(self):
         name = self.rng.choice(self.alive[:-1])
         os.rmdir(os.path.join(self.mnt, "snapshots", name))
@@ -364,6 +377,8 @@ def live(life, nights):
             life.drop()
         if len(life.alive) > 1 and life.rng.random() < 0.5:
             life.checkpoint()
+        if len(life.alive) > 1 and life.rng.random() < 0.5:
+            life.consume()
         if life.rng.random() < 0.35:
             life.remount()
     life.unmount(False)

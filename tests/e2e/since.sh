@@ -12,7 +12,7 @@ for tool in qemu-img rsync python3 xxhsum setfacl; do
 done
 snaps=$mnt/snapshots
 seed=${2:-$RANDOM$RANDOM}
-nights=${3:-7}
+nights=${3:-5}
 
 # Writes $3 random bytes at $2 of the file $1.
 scratch() {
@@ -220,6 +220,23 @@ umount_fs
 mount_fg
 refused "$snaps/d/.since/c/vm1.img.qcow2"
 cat "$snaps/d/.since/c/vm2.img.qcow2" "$snaps/d/.since/-/vm1.img.qcow2" >/dev/null
+umount_fs
+
+step "a large disk with large clusters: an L2 table is for more than is looked at in one go"
+rm -f "$src"/*.img
+mount_fs --cluster-size=2M
+truncate -s $((80 << 30)) "$mnt/large"
+printf 1 | dd of="$mnt/large" bs=1 seek=$((70 << 30)) conv=notrunc status=none
+mkdir "$snaps/g"
+rsync -aS "$snaps/g/.since/-/large.qcow2" "$tmp/large/g/" --mkpath
+for at in 0 1 63 64 65 79; do
+	scratch "$mnt/large" $((at << 30)) 2000
+done
+fallocate -p -o $((70 << 30)) -l 4096 "$mnt/large"
+mkdir "$snaps/h"
+rsync -aS "$snaps/h/.since/g/large.qcow2" "$tmp/large/h/" --mkpath
+reads_as "$tmp/large/g/large.qcow2" "$snaps/g/large"
+reads_as "$tmp/large/h/large.qcow2" "$snaps/h/large"
 umount_fs
 
 step "a random life"
