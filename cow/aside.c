@@ -26,6 +26,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/reasons.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -259,8 +260,7 @@ static int before_loss(struct ff_store *s, int parent, const char *name,
 	if (!d->aside && !(spared && identity_same(spared, &d->id))) {
 		r = keep(d, fd);
 		if (r && s->cfg.policy == FF_BREAK_SNAPSHOT) {
-			r = chain_break_all(d,
-			                    "its source was removed, and could not be kept aside");
+			r = chain_break_all(d, WHY_REMOVED);
 		}
 	}
 	disk_unref(d);

@@ -27,6 +27,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/names.h"
+#include "cow/reasons.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -45,7 +46,7 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 	l->img = img;
 	l->clusters = ff_image_clusters(img);
 	if (ff_image_is_broken(img)) {
-		atomic_init(&l->why, "it broke before this mount; the log of that time says why");
+		atomic_init(&l->why, reason_text(ff_image_desc(img)->why));
 		atomic_init(&l->torn, ff_image_desc(img)->torn);
 		atomic_init(&l->broken, true);
 	}
@@ -270,14 +271,11 @@ int chain_break_one(struct link *l, const char *why)
 int chain_break(struct link *top, uint64_t first, uint64_t count, bool untracked, int error)
 {
 	bool hangs = error == -ETIMEDOUT;
-	const char *why = strerrordesc_np(-error); /* static, unlike strerror()'s */
 	const struct loss loss = {
 	    .first = first,
 	    .count = count,
 	    .untracked = untracked,
-	    .why = hangs ? "saving took longer than cbw-timeout"
-	           : why ? why
-	                 : "unknown error",
+	    .why = hangs ? WHY_TIMEOUT : reason_of_error(error),
 	};
 
 	return break_views(top->disk, top, &loss, hangs);

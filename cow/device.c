@@ -38,6 +38,7 @@
 #include <time.h>
 
 #include "cow/io.h"
+#include "cow/reasons.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -509,7 +510,7 @@ int disk_check_device(struct ff_disk *d, void *ctx)
 		needed = FF_MAX(needed, ff_image_desc(l->img)->size);
 	pthread_mutex_unlock(&d->store->chain);
 	if (!dev || device_size(dev, &size) || size < needed)
-		chain_break_all(d, "its block device is gone, or has become smaller");
+		chain_break_all(d, WHY_SMALLER);
 	return 0;
 }
 

@@ -26,6 +26,7 @@
 #include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/reasons.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -134,7 +135,7 @@ int disk_find(struct ff_store *s, const struct identity *id, bool make, struct f
 	}
 	pthread_mutex_unlock(&s->disks_lock);
 	if (stale) {
-		chain_break_all(stale, "its source was replaced behind the mount");
+		chain_break_all(stale, WHY_REPLACED);
 		disk_unref(stale);
 	}
 	if (!d)

@@ -10,6 +10,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/reasons.h"
 #include "ff_util.h"
 
 struct to_flush {
@@ -63,7 +64,7 @@ int ff_disk_sync(struct ff_disk *disk, int fd, bool data_only)
 	if (r && disk->store->cfg.policy == FF_BREAK_GUEST_WRITE)
 		return guest_error(r);
 	if (r)
-		r = chain_break_all(disk, "its saved data could not be made durable");
+		r = chain_break_all(disk, WHY_NOT_DURABLE);
 	if (r)
 		return guest_error(r);
 	return data_only ? io_fdatasync(fd) : io_fsync(fd);

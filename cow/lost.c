@@ -35,6 +35,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"
+#include "cow/reasons.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -90,7 +91,7 @@ static void remove_note(struct link *l)
 
 static int write_header(struct link *l)
 {
-	int r = ff_image_set_broken(l->img);
+	int r = ff_image_set_broken(l->img, reason_number(atomic_load(&l->why)));
 
 	if (!r && atomic_load(&l->disk->durable))
 		r = ff_image_flush(l->img);
@@ -263,7 +264,7 @@ static void recall(struct ff_store *s, int dirfd, const char *name, const char *
 		return;
 	}
 	atomic_store(&l->noted, true);
-	atomic_store(&l->why, "old data could not be saved, during an earlier mount");
+	atomic_store(&l->why, WHY_NOTED);
 	atomic_store(&l->broken, true);
 	stats_notable(l);
 	chain_recount(l->disk);

@@ -28,10 +28,10 @@
  *           end of extensions, then the backing file's name, then zeros up to 4096
  *
  * Our extension: version 4, flags 4 (1: broken, 2: durable, 4: torn, 8: it has
- * a ledger, see ledger_format.c), seq 8, size 8, disk_ino 8,
- * btime_sec 8, btime_nsec 4, cluster_size 4, XXH3-64 8. The checksum covers all 4096 bytes with
- * itself taken as zero, so that a flipped bit anywhere in them is seen. For the same reason
- * decoding ends by encoding again: only the very bytes that we would write are accepted.
+ * a ledger, see ledger_format.c; bits 8 to 15 of a broken one: why, see reasons.c), seq 8, size 8,
+ * disk_ino 8, btime_sec 8, btime_nsec 4, cluster_size 4, XXH3-64 8. The checksum covers all 4096
+ * bytes with itself taken as zero, so that a flipped bit anywhere in them is seen. For the same
+ * reason decoding ends by encoding again: only the very bytes that we would write are accepted.
  *
  * The checksum file: 64 bytes of head (magic 8, version 4, cluster_size 4, seq 8, disk_ino 8,
  * btime_sec 8, btime_nsec 4, zero 12, XXH3-64 8), then be64 XXH3-64 of each data cluster in the
@@ -61,6 +61,7 @@
 #define FLAG_DURABLE     2u
 #define FLAG_TORN        4u
 #define FLAG_LEDGER      8u
+#define WHY_SHIFT        8u
 
 static const char sums_magic[8] = "fleesums";
 #define SUMS_VERSION 1u
@@ -206,7 +207,8 @@ void qcow2_head_encode(const struct qcow2_head *head, const struct qcow2_layout 
 	p = put_extension(p, EXT_OURS, EXT_LEN);
 	ff_put_be32(p, EXT_VERSION);
 	ff_put_be32(p + 4, (d->broken ? FLAG_BROKEN : 0) | (d->durable ? FLAG_DURABLE : 0) |
-	                       (d->torn ? FLAG_TORN : 0) | (d->ledger ? FLAG_LEDGER : 0));
+	                       (d->torn ? FLAG_TORN : 0) | (d->ledger ? FLAG_LEDGER : 0) |
+	                       (d->broken ? (uint32_t)d->why << WHY_SHIFT : 0));
 	ff_put_be64(p + 8, d->seq);
 	ff_put_be64(p + 16, d->size);
 	ff_put_be64(p + 24, d->disk_ino);
@@ -263,6 +265,7 @@ static const char *decode_extensions(const uint8_t *buf, struct qcow2_head *head
 			d->durable = ff_be32(p + 4) & FLAG_DURABLE;
 			d->torn = ff_be32(p + 4) & FLAG_TORN;
 			d->ledger = ff_be32(p + 4) & FLAG_LEDGER;
+			d->why = (uint8_t)(ff_be32(p + 4) >> WHY_SHIFT);
 			d->seq = ff_be64(p + 8);
 			d->size = ff_be64(p + 16);
 			d->disk_ino = ff_be64(p + 24);

@@ -436,7 +436,7 @@ int ff_image_set_backing(struct ff_image *img, const char *backing, const char *
 	return 0;
 }
 
-int ff_image_set_broken(struct ff_image *img)
+int ff_image_set_broken(struct ff_image *img, uint8_t why)
 {
 	FF_GUARD(&img->head_lock);
 	struct qcow2_head head;
@@ -448,6 +448,7 @@ int ff_image_set_broken(struct ff_image *img)
 	current_head(img, &head);
 	head.desc.broken = true;
 	head.desc.torn = img->desc.torn;
+	head.desc.why = img->desc.why = why;
 	r = write_head(img, &head);
 	img->marked_broken = r == 0;
 	return r;

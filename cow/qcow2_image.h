@@ -30,7 +30,8 @@ struct ff_image_desc {
 	bool broken;           /* the view of this disk in this snapshot is lost for good */
 	bool durable;          /* each save is flushed before its cluster is overwritten */
 	bool torn;             /* broken by a loss of power */
-	bool ledger;           /* it has a ledger beside it, as it was when it was loaded */
+	uint8_t why; /* it broke: a number of reasons.c; 0: unknown, or it is not broken */
+	bool ledger; /* it has a ledger beside it, as it was when it was loaded */
 };
 
 /* The smallest cluster size, not below WANTED, with which qcow2 can describe SIZE bytes within
@@ -88,7 +89,7 @@ uint64_t ff_image_preserved(const struct ff_image *img);
 
 /* Rewrites the backing file's name, or the broken state, in place (one write within one page). */
 int ff_image_set_backing(struct ff_image *img, const char *backing, const char *format);
-int ff_image_set_broken(struct ff_image *img);
+int ff_image_set_broken(struct ff_image *img, uint8_t why);
 /* When it is set broken, the header will say that power failed. Not thread-safe. */
 void ff_image_set_torn(struct ff_image *img);
 bool ff_image_is_broken(const struct ff_image *img);

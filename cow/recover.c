@@ -26,6 +26,7 @@
 
 #include "cow/device.h"
 #include "cow/io.h"
+#include "cow/reasons.h"
 #include "cow/needs.h"
 #include "cow/recovery.h"
 #include "ff_log.h"
@@ -216,23 +217,15 @@ static void tell_apart(struct found *f, size_t n)
 static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t n, bool there,
                  const struct stat *st)
 {
-	static const char power[] = "power failed before it was durable";
-	static const char failed[] = "a filesystem failed, or was unmounted after fleecefs was "
-	                             "killed, before it was durable";
 	bool torn = false, lost = false;
 	int r = 0;
 
 	tell_apart(f, n);
 	if (!there)
-		return chain_break_all(
-		    d,
-		    disk_is_device(d)
-		        ? "its block device is not there any more, or in use by another program, "
-		          "or no device option names it"
-		        : "its disk is no longer in SOURCE");
+		return chain_break_all(d, disk_is_device(d) ? WHY_NO_DEVICE : WHY_GONE);
 	if (rc->ending == ENDED_CLEAN ? !session_unchanged(rc->record, &d->id, st)
 	                              : st->st_ctim.tv_sec > rc->alive_until)
-		return chain_break_all(d, "its disk was changed while fleecefs was not mounted");
+		return chain_break_all(d, WHY_CHANGED);
 	for (size_t i = n; i-- > 0 && !r;) {
 		torn |= !f[i].durable && rc->ending != ENDED_CLEAN && rc->ending != ENDED_KILLED;
 		lost |= !f[i].img || is_stale(rc, d, &f[i]) ||
@@ -245,10 +238,9 @@ static int judge(struct recovery *rc, struct ff_disk *d, struct found *f, size_t
 					atomic_store(&l->torn, true);
 					ff_image_set_torn(l->img);
 				}
-				r = chain_break_one(
-				    l, !torn ? "an image that it needs is lost or damaged"
-				       : rc->ending == ENDED_FAILED ? failed
-				                                    : power);
+				r = chain_break_one(l, !torn                        ? WHY_LOST
+				                       : rc->ending == ENDED_FAILED ? WHY_UNMOUNTED
+				                                                    : WHY_POWER);
 			}
 	}
 	return r;
@@ -265,10 +257,7 @@ static int does_not_fit(struct recovery *rc, struct link *top, struct found *f)
 	         ff_image_path(f->img));
 	ff_image_free(ff_take_ptr(&f->img));
 	/* Which of the two has what was changed lately, nobody knows. */
-	return below->seq == f->seq
-	           ? chain_break_one(top, "another image has its number: a copy, or one that was "
-	                                  "moved away and back")
-	           : 0;
+	return below->seq == f->seq ? chain_break_one(top, WHY_TWICE) : 0;
 }
 
 /* Puts one image on top of its disk's chain. */

@@ -276,7 +276,7 @@ static void check(int fd)
 	if (free_one < ff_image_clusters(img))
 		check_save(&img, free_one);
 	FUZZ_CHECK(ff_image_set_backing(img, "/s/other", "raw") == 0);
-	FUZZ_CHECK(ff_image_set_broken(img) == 0);
+	FUZZ_CHECK(ff_image_set_broken(img, 7) == 0);
 	ff_image_free(img);
 	FUZZ_CHECK(ff_image_load(fuzz_dir(), IMAGE, &img) == 0);
 	FUZZ_CHECK(ff_image_is_broken(img) && strcmp(ff_image_backing(img), "/s/other") == 0);

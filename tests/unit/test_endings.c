@@ -3,6 +3,7 @@
  * power, with changes of SOURCE in between, with files in FLEECE_DIR that are not what they were.
  */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -458,4 +459,38 @@ Test(endings, a_snapshot_that_comes_back_to_less)
 	cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO);
 	cr_assert_eq(frozen_error(&fx, "s1", "disk"), -EIO);
 	five_expect(3);
+}
+
+static const char *reason_of(const char *name)
+{
+	const struct ff_frozen *f;
+	struct ff_disk_status st;
+	struct ff_snap *snap;
+
+	cr_assert_eq(ff_snap_get(fx.store, name, &snap), 0);
+	cr_assert_eq(ff_frozen_lookup(snap, ff_snap_root(snap), "disk", &f), 0);
+	cr_assert_eq(ff_frozen_status(snap, f, &st), 0);
+	ff_snap_put(snap);
+	cr_assert_eq(st.state, FF_VIEW_BROKEN);
+	return st.reason;
+}
+
+Test(endings, why_a_view_broke_is_known_later)
+{
+	five_freeze(0);
+	ff_log_threshold(FF_LOG_ERROR - 1);
+	fx.store->cfg.fleece_limit = fx.store->space_used;
+	five_change(0, 5000, 3);
+	cr_assert_str_eq(reason_of("s0"), strerrordesc_np(ENOSPC));
+	five_remount();
+	cr_assert_str_eq(reason_of("s0"), strerrordesc_np(ENOSPC));
+	five_freeze(1);
+	five_give_back();
+	fixture_close(&fx);
+	five_shell("printf x | dd of=$S/disk bs=1 seek=7 conv=notrunc status=none");
+	fixture_open(&fx);
+	fixture_close(&fx);
+	fixture_open(&fx);
+	cr_assert_str_eq(reason_of("s0"), strerrordesc_np(ENOSPC));
+	cr_assert_str_eq(reason_of("s1"), "its disk was changed while fleecefs was not mounted");
 }

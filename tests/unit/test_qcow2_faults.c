@@ -249,14 +249,14 @@ Test(qcow2_faults, broken_without_a_header)
 	imgtest_open(&t, 5000000, 4096, 1);
 	imgtest_save(&t, &t.w[0], 0, 9, 0);
 	fault.kind = ALL_FROM_HERE;
-	cr_assert_eq(ff_image_set_broken(t.img), -EIO);
+	cr_assert_eq(ff_image_set_broken(t.img, 7), -EIO);
 	cr_assert(ff_image_is_broken(t.img));
 	fault.kind = NONE;
 	imgtest_verify(&t);
 	cr_assert_eq(ff_image_load(t.dirfd, "img.qcow2", &again), 0);
 	cr_assert_not(ff_image_is_broken(again));
 	ff_image_free(again);
-	cr_assert_eq(ff_image_set_broken(t.img), 0);
+	cr_assert_eq(ff_image_set_broken(t.img, 7), 0);
 	imgtest_close(&t);
 }
 

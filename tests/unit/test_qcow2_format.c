@@ -99,6 +99,7 @@ Test(qcow2_format, header_round_trip)
 	for (unsigned i = 0; i < FF_ARRAY_SIZE(names) * 2; i++) {
 		fill_head(&h, &l, names[i / 2]);
 		h.desc.broken = i % 2;
+		h.desc.why = (uint8_t)(i * 50);
 		memset(buf, 0xee, sizeof buf);
 		qcow2_head_encode(&h, &l, buf);
 		cr_assert_eq(qcow2_head_decode(buf, &got, &gl, &why), 0);
@@ -108,6 +109,7 @@ Test(qcow2_format, header_round_trip)
 		cr_assert_eq(got.desc.disk_btime_sec, h.desc.disk_btime_sec);
 		cr_assert_eq(got.desc.disk_btime_nsec, h.desc.disk_btime_nsec);
 		cr_assert_eq(got.desc.broken, h.desc.broken);
+		cr_assert_eq(got.desc.why, i % 2 ? h.desc.why : 0);
 		cr_assert_str_eq(got.backing, names[i / 2]);
 		cr_assert_str_eq(got.format, *names[i / 2] ? "qcow2" : "");
 		cr_assert_eq(gl.data_first, l.data_first);

@@ -134,7 +134,7 @@ Test(qcow2_image, header_rewrites)
 	cr_assert_eq(imgtest_run(&t, "mkdir x && mv base.raw x/"), 0);
 	imgtest_verify_qemu(&t);
 	cr_assert_not(ff_image_is_broken(t.img));
-	cr_assert_eq(ff_image_set_broken(t.img), 0);
+	cr_assert_eq(ff_image_set_broken(t.img, 7), 0);
 	cr_assert(ff_image_is_broken(t.img));
 	imgtest_reload(&t);
 	cr_assert(ff_image_is_broken(t.img));
