@@ -542,8 +542,10 @@ static void forget(struct ff_snap *snap, char *name)
 	if (name)
 		fleece_dir_renamed(s, snap->dir, name);
 	unpublish(snap);
-	if (snap->links)
+	if (snap->links) {
 		drop_collect(s, snap->links, snap->link_count);
+		lost_forget_missing(snap);
+	}
 	fleece_dir_release(s, ff_take_ptr(&snap->dir));
 	ff_snap_put(snap);
 }

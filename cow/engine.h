@@ -324,6 +324,8 @@ int lost_settled(struct ff_disk *d);
 void lost_forget(struct link *l);
 /* Notes that the view which the disk's image SEQ is of is lost. */
 int lost_note(struct ff_store *s, const struct identity *id, uint64_t seq, bool durable);
+/* The snapshot is about to go: so are the notes on those of its disks that have no image. */
+void lost_forget_missing(const struct ff_snap *snap);
 /* At open, when chains are made: breaks the views that notes tell of. A note on an image that is
  * MISSING, but whose snapshot is there, is kept. */
 int lost_recall(struct ff_store *s,

@@ -65,6 +65,29 @@ int lost_note(struct ff_store *s, const struct identity *id, uint64_t seq, bool 
 	return !r && durable ? io_fsync(dir) : r;
 }
 
+static void unlink_note(struct ff_store *s, const struct identity *id, uint64_t seq)
+{
+	char path[NOTE_MAX];
+	int r;
+
+	note_path(s, id, seq, path);
+	r = io_unlinkat(s->source_fd, path, 0);
+	if (r && r != -ENOENT)
+		ff_warning("%s/%s: cannot delete: %s", s->source_path, path, strerror(-r));
+}
+
+void lost_forget_missing(const struct ff_snap *snap)
+{
+	for (size_t i = 0; i < snap->link_count && i < snap->tree->disk_count; i++) {
+		const struct ff_frozen *f = &snap->tree->inodes[snap->tree->disks[i]];
+		struct identity id = {snap->store->source_dev, f->st.st_ino, f->btime_sec,
+		                      f->btime_nsec};
+
+		if (!snap->links[i])
+			unlink_note(snap->store, &id, snap->seq);
+	}
+}
+
 static int write_note(struct link *l)
 {
 	int r = lost_note(l->disk->store, &l->disk->id, ff_image_desc(l->img)->seq,
@@ -77,16 +100,8 @@ static int write_note(struct link *l)
 
 static void remove_note(struct link *l)
 {
-	struct ff_store *s = l->disk->store;
-	char path[NOTE_MAX];
-	int r;
-
-	if (!atomic_exchange(&l->noted, false))
-		return;
-	note_path(s, &l->disk->id, ff_image_desc(l->img)->seq, path);
-	r = io_unlinkat(s->source_fd, path, 0);
-	if (r && r != -ENOENT)
-		ff_warning("%s/%s: cannot delete: %s", s->source_path, path, strerror(-r));
+	if (atomic_exchange(&l->noted, false))
+		unlink_note(l->disk->store, &l->disk->id, ff_image_desc(l->img)->seq);
 }
 
 static int write_header(struct link *l)
