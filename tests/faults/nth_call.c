@@ -158,7 +158,7 @@ static bool is_sick(const struct instance *c, const struct round_step *s, bool *
 		memset(sick, 0, ROUND_FILES);
 	if (!c->guest || error == EROFS || error == FAULT_INTERRUPT)
 		return false;
-	if (file == ROUND_ALL_FILES && s->op != ROUND_OPEN && fired &&
+	if (file == ROUND_ALL_FILES && (s->op != ROUND_OPEN || c->durable) && fired &&
 	    errors[c->error].side == FAULT_FLEECE)
 		memset(sick, true, ROUND_FILES);
 	if (file < 0)
