@@ -3,8 +3,10 @@
  *
  * A view's cluster is read from the first image, from its own to the newest, that has it, else from
  * the live disk. So the images of the chain are looked through in that order, and what one has is
- * not asked of the next. A cluster of zeros in an image is a hole. Of the rest, the frozen file (of
- * a mount) or the disk itself (of a fleece directory) tells what is a hole.
+ * not asked of the next. A cluster of zeros in an image is a hole. What the view has given up, and
+ * what changed without being kept (of a checkpoint: all that changed), is gone, by the ledgers. Of
+ * the rest, the frozen file (of a mount) or the disk itself (of a fleece directory) tells what is a
+ * hole.
  *
  * A picture of a mount that is written to is one of a short time, not of a moment.
  */
@@ -22,6 +24,7 @@
 #include "cow/ctl/source.h"
 #include "cow/ctl/view.h"
 #include "cow/io.h"
+#include "cow/ledger_file.h"
 #include "ff_util.h"
 
 enum { ROWS = 16, WIDTH_MIN = 8, WIDTH_DEFAULT = 64, WIDTH_OWN = 128, WIDTH_MAX = 1000 };
@@ -31,7 +34,7 @@ struct job {
 	struct inventory inv;
 	char *name, *disk; /* the two parts of the argument */
 	struct map map;
-	struct clustermap preserved, hole;
+	struct clustermap preserved, hole, gone;
 	const struct inv_image *own, *newest;
 };
 
@@ -99,11 +102,68 @@ static int on_saved(void *ctx, uint64_t cluster, uint64_t host)
 	int r;
 
 	if (cluster >= j->map.clusters || clustermap_test(&j->preserved, cluster) ||
-	    clustermap_test(&j->hole, cluster))
+	    clustermap_test(&j->hole, cluster) || clustermap_test(&j->gone, cluster))
 		return 0;
 	r = clustermap_reserve(map, cluster, 1);
 	if (!r)
 		clustermap_set(map, cluster, 1);
+	return r;
+}
+
+static int set_gone(struct job *j, uint64_t cluster)
+{
+	int r = cluster < j->map.clusters ? clustermap_reserve(&j->gone, cluster, 1) : 0;
+
+	if (!r && cluster < j->map.clusters) {
+		clustermap_set(&j->gone, cluster, 1);
+		clustermap_clear(&j->preserved, cluster, 1);
+		clustermap_clear(&j->hole, cluster, 1);
+	}
+	return r;
+}
+
+struct ledger_of {
+	struct job *job;
+	bool own; /* only the view's own says what it has given up */
+};
+
+static int on_sector(void *ctx, enum ledger_part part, uint64_t first, const uint64_t *words)
+{
+	const struct ledger_of *l = ctx;
+	struct job *j = l->job;
+	int r = 0;
+
+	for (unsigned i = 0; i < LEDGER_BITS && !r; i++) {
+		uint64_t c = first + i;
+
+		if (!(words[i / 64] >> i % 64 & 1) || (part == LEDGER_RELEASED && !l->own))
+			continue;
+		/* an older image has it, or this one still */
+		if (part == LEDGER_CHANGED &&
+		    (clustermap_test(&j->preserved, c) || clustermap_test(&j->hole, c)))
+			continue;
+		r = set_gone(j, c);
+	}
+	return r;
+}
+
+/* After what the image itself has. */
+static int read_ledger(struct job *j, const struct inv_image *img, const struct view *v)
+{
+	struct ledger_of l = {j, img == j->own};
+	uint64_t hash = 0, bad;
+	ff_autoclose int fd = -1;
+	int r;
+
+	if (!v->head.desc.ledger)
+		return 0;
+	r = ledger_open(j->place.fleece_fd, img->path, &v->head.desc, v->l.clusters, O_RDONLY, &fd);
+	if (!r)
+		r = ledger_scan(fd, &v->head.desc, v->l.clusters, on_sector, &l, &hash, &bad);
+	if (r == -ENOENT && j->place.live)
+		return 0;
+	if (r == -EINVAL)
+		ctl_error("%s: its record of changes is damaged", img->path);
 	return r;
 }
 
@@ -132,6 +192,8 @@ static int read_chain(struct job *j)
 		}
 		if (!r) {
 			r = view_saved(&v, on_saved, j);
+			if (!r)
+				r = read_ledger(j, all[i], &v);
 			view_close(&v);
 		}
 		if (r && why)
@@ -175,6 +237,8 @@ static int set_hole(struct job *j, uint64_t from, uint64_t to)
 		bool set;
 		uint64_t n = clustermap_run(&j->preserved, at, end - at, &set);
 
+		if (!set)
+			n = clustermap_run(&j->gone, at, n, &set);
 		if (!set) {
 			r = clustermap_reserve(&j->hole, at, n);
 			if (!r)
@@ -231,10 +295,12 @@ static int fill_cells(struct job *j)
 		uint64_t from = (uint64_t)((unsigned __int128)m->clusters * i / m->count);
 		uint64_t to = (uint64_t)((unsigned __int128)m->clusters * (i + 1) / m->count);
 
-		m->cells[i] = (struct map_cell){to - from, count_set(&j->preserved, from, to),
-		                                count_set(&j->hole, from, to)};
+		m->cells[i] =
+		    (struct map_cell){to - from, count_set(&j->preserved, from, to),
+		                      count_set(&j->gone, from, to), count_set(&j->hole, from, to)};
 		m->preserved += m->cells[i].preserved;
 		m->hole += m->cells[i].hole;
+		m->gone += m->cells[i].gone;
 	}
 	return 0;
 }
@@ -254,6 +320,8 @@ static int gather(struct job *j)
 	r = clustermap_init(&j->preserved, j->map.clusters);
 	if (!r)
 		r = clustermap_init(&j->hole, j->map.clusters);
+	if (!r)
+		r = clustermap_init(&j->gone, j->map.clusters);
 	if (r)
 		return ctl_fail(j->map.title, r);
 	r = read_chain(j);
@@ -341,6 +409,7 @@ int cmd_map(int argc, char **argv)
 		r = run(&j, on, dir, svg);
 	clustermap_fini(&j.preserved);
 	clustermap_fini(&j.hole);
+	clustermap_fini(&j.gone);
 	free(j.map.cells);
 	free(j.name);
 	free(j.disk);

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 struct map_cell {
-	uint64_t clusters, preserved, hole; /* the rest is unchanged */
+	uint64_t clusters, preserved, gone, hole; /* the rest is unchanged */
 };
 
 struct map {
@@ -16,6 +16,7 @@ struct map {
 	uint32_t cluster_size;
 	uint64_t clusters;
 	uint64_t preserved, hole; /* of these */
+	uint64_t gone;            /* the same: given up, or changed and not kept */
 	unsigned width;           /* cells in a row */
 	uint64_t count;           /* of cells */
 	struct map_cell *cells;

@@ -1,7 +1,8 @@
 /*
  * The picture of a disk, in characters and as SVG.
  *
- * A range that has anything preserved shows how much of it is; of others the larger part decides.
+ * A range that has anything preserved shows how much of it is, another that has lost anything shows
+ * that; of others the larger part decides.
  */
 #include <string.h>
 #include <unistd.h>
@@ -9,7 +10,7 @@
 #include "cow/ctl/ctl.h"
 #include "cow/ctl/map.h"
 
-enum kind { HOLE, UNCHANGED, SOME, HALF, MOST, KINDS };
+enum kind { HOLE, UNCHANGED, SOME, HALF, MOST, GONE, KINDS };
 
 static const struct look {
 	char character;
@@ -22,6 +23,7 @@ static const struct look {
     [SOME] = {'+', "\033[33m", "#f4c27a", "preserved, less than half of it"},
     [HALF] = {'*', "\033[33m", "#e8893a", "preserved, half of it or more"},
     [MOST] = {'#', "\033[31m", "#c0392b", "preserved, all of it"},
+    [GONE] = {'x', "\033[35m", "#8e6fa8", "given up, or changed and not kept: EIO"},
 };
 
 #define PLAIN "\033[0m"
@@ -32,22 +34,25 @@ static enum kind kind_of(const struct map_cell *c)
 		return c->preserved == c->clusters       ? MOST
 		       : c->preserved * 2 >= c->clusters ? HALF
 		                                         : SOME;
+	if (c->gone)
+		return GONE;
 	return c->hole * 2 > c->clusters ? HOLE : UNCHANGED;
 }
 
-static void totals(const struct map *m, double bytes[3])
+static void totals(const struct map *m, double bytes[4])
 {
 	double cs = m->cluster_size;
 
 	bytes[0] = (double)m->preserved * cs;
 	bytes[1] = (double)m->hole * cs;
-	bytes[2] = (double)(m->clusters - m->preserved - m->hole) * cs;
+	bytes[2] = (double)(m->clusters - m->preserved - m->hole - m->gone) * cs;
+	bytes[3] = (double)m->gone * cs;
 }
 
 void map_draw(const struct map *m)
 {
 	bool colours = isatty(STDOUT_FILENO);
-	double bytes[3];
+	double bytes[4];
 
 	totals(m, bytes);
 	ctl_say("%s: %s, clusters of %s", m->title, text_size((double)m->size).s,
@@ -66,10 +71,12 @@ void map_draw(const struct map *m)
 	if (m->count)
 		printf("one character: %s\n",
 		       text_size((double)m->clusters / (double)m->count * m->cluster_size).s);
-	for (int k = 0; k < KINDS; k++)
+	for (int k = 0; k < (m->gone ? KINDS : GONE); k++)
 		printf("  %c  %s\n", looks[k].character, looks[k].what);
 	printf("preserved %s, unchanged %s, holes %s\n", text_size(bytes[0]).s,
 	       text_size(bytes[2]).s, text_size(bytes[1]).s);
+	if (m->gone)
+		printf("given up, or changed and not kept: %s\n", text_size(bytes[3]).s);
 }
 
 /* Text of XML, with what may not stand in it replaced. */
@@ -112,7 +119,7 @@ void map_svg(const struct map *m)
 	unsigned long long rows = (m->count + m->width - 1) / m->width;
 	unsigned long long legend = MARGIN + LINE + rows * CELL + LINE;
 	unsigned long long width = (unsigned long long)m->width * CELL;
-	double bytes[3];
+	double bytes[4];
 
 	totals(m, bytes);
 	printf("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
@@ -125,7 +132,7 @@ void map_svg(const struct map *m)
 	       text_size(bytes[0]).s, text_size(bytes[2]).s, text_size(bytes[1]).s);
 	for (uint64_t i = 0; i < m->count; i++)
 		svg_cell(m, i);
-	for (int k = 0; k < KINDS; k++) {
+	for (int k = 0; k < (m->gone ? KINDS : GONE); k++) {
 		printf("<rect x=\"%d\" y=\"%llu\" width=\"%d\" height=\"%d\" fill=\"%s\"/>\n",
 		       MARGIN, legend + (unsigned)k * LINE, CELL, CELL, looks[k].fill);
 		printf("<text x=\"%d\" y=\"%llu\">%s</text>\n", MARGIN + 2 * CELL,

@@ -7,6 +7,7 @@ for tool in setfattr getfattr setpriv fallocate; do
 	command -v $tool >/dev/null || skip "needs $tool"
 done
 snaps=$mnt/snapshots
+ctl=$(dirname "$fleecefs")/fleecectl
 head -c 16M /dev/urandom >"$src/vm.img"
 mkdir "$src/d"
 echo small >"$src/d/x"
@@ -139,6 +140,20 @@ rmdir "$snaps/next" "$snaps/last"
 
 step "unmount, and a kill"
 umount_fs
+"$ctl" check "$fleece" >"$tmp/err" || fail "$(cat "$tmp/err")"
+"$ctl" list "$fleece" >"$tmp/err"
+[ "$(grep -c ' checkpoint ' "$tmp/err")" = 2 ] || fail "$(cat "$tmp/err")"
+"$ctl" map --fleece-dir "$fleece" one/vm.img >"$tmp/err"
+grep -q '^preserved 0, ' "$tmp/err" || fail "$(cat "$tmp/err")"
+grep -q '^given up, or changed and not kept: 1[0-9]M$' "$tmp/err" || fail "$(cat "$tmp/err")"
+mv "$fleece/one/vm.img-fleece-1.changed" "$tmp/ledger"
+! "$ctl" check "$fleece" >"$tmp/err" || fail "a missing ledger is not seen"
+grep -q 'one/vm.img-fleece-1.qcow2: its record of changes is missing' "$tmp/err" || fail "$(cat "$tmp/err")"
+cp "$tmp/ledger" "$fleece/one/vm.img-fleece-1.changed"
+printf x | dd of="$fleece/one/vm.img-fleece-1.changed" bs=1 seek=4101 conv=notrunc status=none
+! "$ctl" check "$fleece" >"$tmp/err" || fail "a damaged ledger is not seen"
+grep -q 'one/vm.img-fleece-1.qcow2: its record of changes is damaged' "$tmp/err" || fail "$(cat "$tmp/err")"
+cp --sparse=always "$tmp/ledger" "$fleece/one/vm.img-fleece-1.changed"
 mount_fs
 is_checkpoint one
 is_checkpoint two

@@ -7,6 +7,7 @@ for tool in setfattr getfattr fallocate setpriv tar; do
 	command -v $tool >/dev/null || skip "needs $tool"
 done
 snaps=$mnt/snapshots
+ctl=$(dirname "$fleecefs")/fleecectl
 head -c 160M /dev/urandom >"$src/vm.img"
 truncate -s 100M "$src/sparse.img"
 for i in 0 30 60 90; do
@@ -119,6 +120,14 @@ cmp "$snaps/four/vm.img" "$src/vm.img"
 step "unmount, and a kill"
 overwrite 1600 160
 umount_fs
+"$ctl" check "$fleece" >"$tmp/err" || fail "$(cat "$tmp/err")"
+"$ctl" gc --dry-run "$fleece" >"$tmp/err"
+grep -q ': 0 to remove' "$tmp/err" || fail "$(cat "$tmp/err")"
+"$ctl" map --fleece-dir "$fleece" two/vm.img >"$tmp/err"
+grep -q '^given up, or changed and not kept: 10M$' "$tmp/err" || fail "$(cat "$tmp/err")"
+"$ctl" map --fleece-dir "$fleece" four/vm.img >"$tmp/err"
+grep -q '^preserved 10M, ' "$tmp/err" || fail "$(cat "$tmp/err")"
+grep -q '^given up, or changed and not kept: [89][0-9]M$' "$tmp/err" || fail "$(cat "$tmp/err")" # cmp read it
 mount_fs
 lost one/vm.img 0
 lost two/vm.img 105
