@@ -229,8 +229,8 @@ frozen_gone s/a
 grep -q 'changed while fleecefs was not mounted' "$tmp/log"
 rmdir "$snaps/w"
 mkdir "$snaps/w"
-end
 echo 0 >"/sys/block/${a#/dev/}/queue/iostats" # where nothing is counted, nothing shows
+end
 mount_dev
 echo 1 >"/sys/block/${a#/dev/}/queue/iostats"
 frozen_gone w/a
