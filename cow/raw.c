@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cow/qsource/disk.h"
@@ -31,7 +32,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { STEPS_MAX = 2000000 }; /* of counting: a few seconds */
+enum { COUNT_SECONDS = 5, STEPS_A_LOOK = 64 };
 
 /* A frozen file, of which QS_BYTES is the view that layers have. */
 struct raw_file {
@@ -403,13 +404,26 @@ int ff_raw_seek(struct ff_raw *raw, off_t off, int whence, off_t *out)
 	return 0;
 }
 
+static time_t seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec;
+}
+
 int ff_raw_blocks(struct ff_raw *raw, uint64_t *blocks)
 {
 	uint64_t size = qs_disk_size(raw->disk), at = 0, bytes = 0, len;
+	time_t end = seconds() + COUNT_SECONDS;
 	bool data;
 
-	for (unsigned i = 0; at < size && i < STEPS_MAX; i++, at += len) {
-		int r = qs_disk_extent(raw->disk, at, size - at, &data, &len);
+	for (unsigned i = 0; at < size; i++, at += len) {
+		int r;
+
+		if (i % STEPS_A_LOOK == 0 && seconds() >= end)
+			break;
+		r = qs_disk_extent(raw->disk, at, size - at, &data, &len);
 
 		if (r)
 			return r;

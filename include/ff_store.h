@@ -396,8 +396,8 @@ int ff_raw_open(struct ff_snap *snap, const struct ff_frozen *dir, const struct 
 int ff_raw_read(struct ff_raw *raw, void *buf, size_t len, off_t off, size_t *got);
 int ff_raw_seek(struct ff_raw *raw, off_t off, int whence, off_t *out);
 
-/* Counts the 512-byte blocks of the disk that are not holes. Takes as long as its tables take to
- * read; of one that is in millions of pieces, the rest counts as data. */
+/* Counts the 512-byte blocks of the disk that are not holes, which takes as long as its tables take
+ * to read. After some seconds the rest counts as data. */
 int ff_raw_blocks(struct ff_raw *raw, uint64_t *blocks);
 
 void ff_raw_close(struct ff_raw *raw);

@@ -31,7 +31,7 @@ int qs_image_open(const struct qs_bytes *file, unsigned layer, struct qs_image *
 		r = buf ? file->read(file, buf, len, 0) : -ENOMEM;
 	}
 	if (r) {
-		snprintf(why, QS_WHY, "%s", r == -ENOMEM ? "no memory" : "it cannot be read");
+		snprintf(why, QS_WHY, "it cannot be read: %s", strerror(-r));
 		return r;
 	}
 	out->file = out->data = file;

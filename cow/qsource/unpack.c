@@ -3,7 +3,8 @@
  *
  * Input is untrusted. zlib gets QEMU's window of 4 KiB. zstd is given one frame after the other,
  * each as a whole and with the output as its window: so a frame that asks for a window of gigabytes
- * gets none.
+ * gets none. Frames of formats before its first version, which a library may know as well, are no
+ * frames here.
  *
  * Few unpacked clusters are kept, so that small reads of a large cluster unpack it once. A place
  * is EMPTY (no layer has that number), BUSY (one thread fills it, without the lock) or READY. Who
@@ -42,6 +43,7 @@ static int unpack_zlib(const uint8_t *buf, size_t len, uint8_t *out, size_t size
 
 static int unpack_zstd(const uint8_t *buf, size_t len, uint8_t *out, size_t size)
 {
+	static const uint8_t magic[4] = {0x28, 0xb5, 0x2f, 0xfd};
 	ZSTD_DCtx *ctx = ZSTD_createDCtx();
 	size_t done = 0;
 	int r = 0;
@@ -49,17 +51,21 @@ static int unpack_zstd(const uint8_t *buf, size_t len, uint8_t *out, size_t size
 	if (!ctx)
 		return -ENOMEM;
 	while (!r && done < size) {
-		size_t frame = ZSTD_findFrameCompressedSize(buf, len), got;
+		size_t frame, got;
 
-		if (ZSTD_isError(frame) || frame == 0 || frame > len) {
-			r = -EIO;
+		r = -EIO;
+		if (len < sizeof magic || memcmp(buf, magic, sizeof magic) != 0)
 			break;
-		}
+		frame = ZSTD_findFrameCompressedSize(buf, len);
+		if (ZSTD_isError(frame) || frame == 0 || frame > len)
+			break;
 		got = ZSTD_decompressDCtx(ctx, out + done, size - done, buf, frame);
 		if (ZSTD_isError(got)) {
-			r = ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation ? -ENOMEM : -EIO;
+			if (ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
+				r = -ENOMEM;
 			break;
 		}
+		r = 0;
 		done += got;
 		buf += frame;
 		len -= frame;
