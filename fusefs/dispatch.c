@@ -124,10 +124,47 @@ static void reply_attr(fuse_req_t req, struct node *n, struct handle *h)
 		fuse_reply_attr(req, &st, timeout);
 }
 
+/* A getattr that may take long, in a thread of its own. */
+struct long_getattr {
+	fuse_req_t req;
+	struct node *node; /* a reference */
+	struct handle *h;  /* which the kernel does not release before the reply */
+};
+
+static void *run_long_getattr(void *arg)
+{
+	struct long_getattr *t = arg;
+	struct fs *fs = dispatch_fs(t->req);
+
+	reply_attr(t->req, t->node, t->h);
+	node_put(t->node);
+	free(t);
+	dispatch_task_ends(fs);
+	return NULL;
+}
+
 static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	struct handle *h = fi ? dispatch_handle(fi) : NULL;
+	struct long_getattr *t;
+	int r = -ENOMEM;
+
 	DISPATCH_NODE(n, ino);
-	reply_attr(req, n, fi ? dispatch_handle(fi) : NULL);
+	if (!n->ops->costly) {
+		reply_attr(req, n, h);
+		return;
+	}
+	t = malloc(sizeof *t);
+	if (t) {
+		*t = (struct long_getattr){req, node_ref(n), h};
+		r = dispatch_start_task(dispatch_fs(req), run_long_getattr, t);
+	}
+	if (r == 0)
+		return;
+	dispatch_reply_err(req, r);
+	if (t)
+		node_put(t->node);
+	free(t);
 }
 
 static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,

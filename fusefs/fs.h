@@ -137,7 +137,8 @@ struct node_ops {
 	                size_t size, int flags, const struct caller *who);
 	int (*removexattr)(struct fs *fs, struct node *node, const char *name);
 
-	bool costly;  /* getattr() tells more than a lookup, which does not take the time for it */
+	/* getattr() tells more than a lookup, and may take seconds: it has a thread of its own. */
+	bool costly;
 	bool lasting; /* nothing of a node changes but by the renaming of its snapshot */
 	bool slow; /* mkdir, rmdir and setxattr may take seconds: dispatch.c gives them a thread of
 	            * their own */

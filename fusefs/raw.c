@@ -8,8 +8,9 @@
  *
  * A lookup reads the head of a file and no more. How much room the disk takes costs a walk through
  * its tables, so it is counted when attributes are first asked for: the kernel is told to ask
- * (node_ops.costly), and what was counted stays with the node. Until then, and where it cannot be
- * counted, a disk counts as full: never as empty, for there are backup tools that would skip it.
+ * (node_ops.costly), which it does in a thread of its own, and what was counted stays with the
+ * node. Until then, and where it cannot be counted, a disk counts as full: never as empty, for
+ * there are backup tools that would skip it.
  *
  * Who opens a disk must be allowed to read every file that it is made of; the kernel has checked
  * the first of them, with the attributes that it was told here.
