@@ -79,10 +79,15 @@ freeze() {
 		made["guest$number"]=${guests[number]}
 	done
 	will snapshot "$snapshot" # before guests hold still, for this may take its time
+	# in the file for all, in memory for those that we have frozen: another's freeze is not ours to end
+	for number in "${!guests[@]}"; do unset "made[guest$number]"; done
 	began=$EPOCHREALTIME
 	for number in "${!guests[@]}"; do
-		qmp_call freeze --caller $$ "${guests[number]%% *}" "${guests[number]#* }" >"$place/frozen" ||
+		made["guest$number"]=${guests[number]}
+		qmp_call freeze --caller $$ "${guests[number]%% *}" "${guests[number]#* }" >"$place/frozen" || {
+			[ $? != 1 ] || unset "made[guest$number]" # refused
 			bail 69 "the guest was not frozen: ${guests[number]#* }"
+		}
 		note "frozen: $(cat "$place/frozen") filesystems of ${guests[number]#* }"
 	done
 	mkdir -- "$snapshot" 2>"$place/error" 9>&- || status=$?

@@ -15,6 +15,9 @@
 #   old       a copy that a new one takes the place of: .NAME.part.old
 #   token     stands in the environment of what we started, as FLEECE_RUN
 #
+# All of it may run in a trap, where a bare `return` means the status of what came before the signal: so
+# each says what it returns.
+#
 # Order of undoing: guests go on; what we started ends; parts go; the snapshot; disks move back; the
 # mount. The lock is on the source directory's own name, so that --on and --mount meet.
 
@@ -97,7 +100,7 @@ save() {
 		for key in "${!made[@]}"; do
 			printf '%s\0%s\0' "$key" "${made[$key]}"
 		done >"$state.new"
-	) || return
+	) || return $?
 	# the rest does not outlive a restart of the machine
 	if [ -z "${made[snapshot]-}${made[part]-}${made[old]-}" ]; then
 		mv -f -- "$state.new" "$state"
@@ -139,7 +142,7 @@ drop_parts() {
 				note "put back $name"
 			else
 				complain "$name is left as $old"
-				return
+				return 0
 			fi
 		fi
 		rm -rf --one-file-system -- "$old"
@@ -159,7 +162,7 @@ drop_parts() {
 persist() {
 	local tries
 	for tries in {20..1}; do
-		"$@" 2>"$place/error" && return
+		"$@" 2>"$place/error" && return 0
 		[ "$tries" = 1 ] || sleep 0.5
 	done
 	return 1
@@ -177,7 +180,7 @@ drop_snapshot() {
 		if [ -n "${made[created]-}" ] && [ "$(helper created "$path" 2>&1)" != "${made[created]}" ]; then
 			note "the snapshot $path was made anew by somebody else: it is left"
 			unset "made[snapshot]" "made[created]"
-			return
+			return 0
 		fi
 		persist rmdir -- "$path" || {
 			complain "the snapshot $path is left: $(cat "$place/error")"
@@ -238,7 +241,7 @@ undo() {
 		fi
 	fi
 	if [ ${#made[@]} = 0 ]; then
-		rm -f -- "$state"
+		rm -f -- "$state" "$state.new"
 	else
 		save
 	fi

@@ -77,7 +77,8 @@ def tar_sums():
 
 def sums(kind, *words):
     """KIND: tree, or written for one where files may be missing, or tar."""
-    for entry in sorted(tar_sums() if kind == "tar" else tree_sums(*words, kind == "written"), key=lambda e: e.split(b"  ", 1)[1]):
+    found = tar_sums() if kind == "tar" else tree_sums(*words, kind == "written")
+    for entry in sorted(found, key=lambda e: e.split(b"  ", 1)[1]):
         sys.stdout.buffer.write(entry)
 
 

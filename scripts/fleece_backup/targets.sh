@@ -86,9 +86,9 @@ dry_run() {
 # Sets the numbers of files and bytes, and makes $place/list and $place/left.
 choose() {
 	local numbers
-	helper choose "$1" "$place/list" "${globs[@]}" >"$place/numbers" || return
+	helper choose "$1" "$place/list" "${globs[@]}" >"$place/numbers" || return $?
 	read -r -a numbers <"$place/numbers"
-	[ "${numbers[3]}" != - ] || return
+	[ "${numbers[3]}" != - ] || return 1
 	will created "${numbers[3]}"
 	files=${numbers[0]} bytes=${numbers[1]} allocated=${numbers[2]}
 	[ "$files" != 0 ] || [ ${#globs[@]} = 0 ] || bail 66 "no file matches --include and --exclude"
@@ -151,11 +151,11 @@ write_part() {
 	will part "$part"
 	# shellcheck disable=SC2016
 	if [ "$kind" = tar ]; then
-		script "$tar | $limit | $pack"' >"$2" && sync -- "$2"' - "$snapshot" "$part" "$place/list" || return
+		script "$tar | $limit | $pack"' >"$2" && sync -- "$2"' - "$snapshot" "$part" "$place/list" || return $?
 	else
 		script 'mkdir -- "$2" && '"$tar | $limit"' | tar -C "$2" -xpSf - && find "$2" -type f -print0 | xargs -0r sync -- &&
 			find "$2" -type d -print0 | xargs -0 sync --' - \
-			"$snapshot" "$part" "$place/list" || return
+			"$snapshot" "$part" "$place/list" || return $?
 	fi
 	said="$(du -s -B1 -- "$part" | cut -f1) bytes on storage"
 }
@@ -164,7 +164,7 @@ write_rsync() {
 	local options=(-aHS --delete --stats --from0 "--exclude-from=$place/left.rsync")
 	helper patterns rsync "$place/left" >"$place/left.rsync" || return 70
 	[ -z "$bwlimit" ] || options+=("--bwlimit=$((rate / 1024 + 1))")
-	run rsync "${options[@]}" -- "$snapshot/" "$target/" >"$place/said" || return
+	run rsync "${options[@]}" -- "$snapshot/" "$target/" >"$place/said" || return $?
 	said=$(helper said rsync <"$place/said")
 }
 
@@ -179,7 +179,7 @@ write_borg() {
 	# shellcheck disable=SC2016
 	script 'cd "$1" && shift && exec <"$1" && shift && exec borg create "$@"' - \
 		"$snapshot" "$place/list.borg" "${options[@]}" --paths-from-stdin --paths-delimiter '\0' \
-		"$target::$archive" >"$place/said" || return
+		"$target::$archive" >"$place/said" || return $?
 	said="archive $archive, $(helper said borg <"$place/said")"
 }
 
@@ -187,7 +187,7 @@ write_restic() {
 	local options=(--json --exclude-file="$place/left.restic")
 	helper patterns restic "$place/left" "$snapshot" >"$place/left.restic" || return 64
 	[ -z "$bwlimit" ] || options+=("--limit-upload=$((rate / 1024 + 1))")
-	run env -C "$snapshot" restic -r "$target" -q backup "${options[@]}" . >"$place/said" || return
+	run env -C "$snapshot" restic -r "$target" -q backup "${options[@]}" . >"$place/said" || return $?
 	archive=$(helper said restic-id <"$place/said")
 	said="snapshot $archive, $(helper said restic <"$place/said")"
 }
@@ -201,14 +201,14 @@ verify_it() {
 	if [ "$kind" = rsync ] && remote "$target"; then
 		# both ends read all files again
 		run rsync -aHSn --checksum --delete --from0 "--exclude-from=$place/left.rsync" --out-format=%n -- \
-			"$snapshot/" "$target/" >"$written" || return
+			"$snapshot/" "$target/" >"$written" || return $?
 		[ ! -s "$written" ] || {
 			head -5 "$written" >&2
 			complain "what was written is not what was frozen"
 			return 74
 		}
 		note "verified: $files files by rsync's own checksums, in $((SECONDS - begin)) s"
-		return
+		return 0
 	fi
 	set -- "$parts/fleece_backup/helper.py" "$written" "$place/list" "${made[part]-$target}" "$archive"
 	run "${python[@]}" "$1" sums tree "$snapshot" "$3" >"$place/frozen.xxh128" || return 74
