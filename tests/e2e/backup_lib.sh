@@ -30,7 +30,7 @@ names() {
 # No snapshot, no mount, no image, and no state.
 nothing_left() {
 	local left
-	left=$(find "$tmp/state" -name state -o -name 'state.new' -size +0)
+	left=$(find "$tmp/state" -type f -name 'state*')
 	[ -z "$left" ] || fail "left: $left: $(tr '\0' ' ' <"${left%%$'\n'*}")"
 	! grep -F "$tmp/state" /proc/self/mounts || fail "a mount is left"
 	[ ! -d "$mnt/snapshots" ] || [ -z "$(ls -A "$mnt/snapshots")" ] || fail "a snapshot is left: $(ls -A "$mnt/snapshots")"

@@ -21,6 +21,7 @@ MODULES = ["virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic
 START = time.monotonic()
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAM = os.path.join(HERE, "../../scripts/fleece-qmp")
+BACKUP = os.path.join(HERE, "../../scripts/fleece-backup")
 QEMU = os.environ.get("QEMU", "qemu-system-x86_64").split()
 
 
@@ -332,6 +333,23 @@ class Test:
         self.moved_out()
         self.guest.go_on(10)
 
+    def whole(self):
+        """All of it in one command. The guest's history is bounded by what it had told before and after."""
+        state, copy = f"{self.work}/backup-state", f"{self.work}/whole"
+        os.mkdir(f"{self.work}/bin")
+        os.symlink(self.fleecefs, f"{self.work}/bin/fleecefs")
+        low = list(self.guest.acked)
+        out, _ = run(BACKUP, "--mount", self.src, "--fleece-dir", self.fleece, "--qmp", f"{self.work}/qmp",
+                     "--qga", f"{self.work}/qga", "--copy", copy, "--verify",
+                     env={"FLEECE_BACKUP_DIR": state, "PATH": f"{self.work}/bin:{os.environ['PATH']}"})
+        need(self.where() == [3, 0], f"QEMU has files open in SOURCE and mount: {self.where()}")
+        self.guest.go_on(3)
+        found = self.verify(copy, low, self.guest.acked)
+        run("e2fsck", "-fn", f"{copy}/ext4.img")
+        with open("/proc/self/mounts", encoding="utf-8") as f:
+            need(state not in f.read(), "a mount is left")
+        print(f"frozen: records {found[0]} and {found[1]}; {out.splitlines()[-1]}", flush=True)
+
     def crash(self, action, number):
         """Kills fleece-qmp before that step; false if it has no such step. Then all is moved back."""
         if action == "move-out":
@@ -421,6 +439,10 @@ class Test:
         self.mount()
         self.backup(True)
         self.backup(False)
+        self.umount()
+        step("fleece-backup")
+        self.whole()
+        self.mount()
         step(f"killed at its steps, seed {self.seed}")
         self.crashes()
         step("failures")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# fleece-qmp with a real guest, whose disks lie on SOURCE itself: they are moved onto a mount while it
+# fleece-qmp and fleece-backup with a real guest, whose disks lie on SOURCE itself: they are moved onto a mount while it
 # writes, frozen, copied and moved back; its filesystem is frozen by the real guest agent. --long: killed
 # at every step.
 # shellcheck source=tests/e2e/lib.sh
