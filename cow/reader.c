@@ -14,7 +14,9 @@
  *
  * What was read of the source does not stay in the page cache where the kernel can do that: the
  * frozen file's own pages keep it, and a backup of all disks would else throw out twice its size
- * of what the host has use for.
+ * of what the host has use for. It is not read with O_DIRECT, though that would save a copy: the
+ * kernel would hold the source's lock for as long as storage takes, and a write that needs it for
+ * itself (one that fills a hole, or goes through the page cache) would wait for the reader.
  *
  * Whole clusters are read from images, since their checksums cover them. A reader keeps the last
  * cluster of a run for the next call, for clusters may be larger than requests.

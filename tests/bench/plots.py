@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """
 Draws what a run has measured: growth.svg, the growth curves, and table.svg, the ratios to plain ext4.
-Needs matplotlib (python3-matplotlib). By itself: tests/bench/plots.py RESULTS/bench.json [DIRECTORY]
+Needs matplotlib (python3-matplotlib). By itself, also for runs of some curves each, drawn as one:
+tests/bench/plots.py RESULTS/bench.json... [DIRECTORY]
 """
 import json
 import os
@@ -80,9 +81,15 @@ def main(argv):
     matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif",
                                 "svg.hashsalt": "fleecefs"})
     import matplotlib.pyplot as plt  # pylint: disable=import-outside-toplevel
-    with open(argv[0], encoding="utf-8") as f:
-        result = json.load(f)
-    directory = argv[1] if len(argv) > 1 else os.path.dirname(argv[0]) or "."
+    results = [name for name in argv if name.endswith(".json")]
+    result = {"rows": [], "curves": [], "systems": {}}
+    for name in results:
+        with open(name, encoding="utf-8") as f:
+            one = json.load(f)
+        for key in ("rows", "curves"):
+            result[key] += one[key]
+        result["systems"].update(one["systems"])
+    directory = argv[-1] if argv[-1] not in results else os.path.dirname(argv[0]) or "."
     for name, wanted, draw_it in (("growth.svg", result["curves"], growth),
                                   ("table.svg", result["rows"], table)):
         if wanted:
