@@ -132,6 +132,11 @@ int ff_image_read(struct ff_image *img, uint64_t first, uint64_t count, void *bu
 int ff_image_read_wanted(struct ff_image *img, uint64_t first, uint64_t count,
                          const uint8_t *wanted, void *buf);
 
+/* A marked cluster, or some close by, will be read soon: begins to read its table entry. Then,
+ * which waits for the entry, its data and checksum. Hints: errors are left for the read. */
+void ff_image_expect_entry(struct ff_image *img, uint64_t cluster);
+void ff_image_expect_data(struct ff_image *img, uint64_t cluster);
+
 /* Gives up what is stored for clusters that nobody reads here any more: table entries, refcounts,
  * disk space. The marks stay. */
 int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count);

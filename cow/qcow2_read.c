@@ -7,6 +7,10 @@
  * and has the kernel read the neighbourhood too: a backup will come to most of it, and reading an
  * image of gigabytes in pieces of a cluster takes many times as long as reading it whole.
  *
+ * A piece of a disk may have its clusters in many images, one for each snapshot: each of these is
+ * to be told what it will be asked for before any is waited for, or every cluster is three waits,
+ * for its table entry, its data and its checksum.
+ *
  * That wager is limited: an image which is large beside the machine's memory is read exactly, and
  * so is one of which much more was read ahead than was wanted after that, for then its pages do not
  * stay until they are. `ahead` and `used` count it.
@@ -21,6 +25,7 @@
 #include "ff_util.h"
 
 enum {
+	LONG = 64 << 10,  /* least length of a run that is no small piece */
 	WINDOW = 1 << 20, /* bytes that are read for a cluster which is not in the page cache */
 	AHEAD_TIMES = 4,  /* read ahead at most that many times what the image has allocated, and
 	                     as many times what was read of it */
@@ -103,14 +108,16 @@ static bool may_wager(struct ff_image *img)
 static void read_ahead(struct ff_image *img, int fd, uint64_t off, uint64_t len)
 {
 	uint64_t begin = off - off % WINDOW, end = ff_round_up(off + len, WINDOW), got;
+	/* an image may be smaller than a window, or have little in this one */
+	uint64_t room = FF_MIN(end - begin, ff_image_allocated(img));
 
-	if (io_cached(fd, begin, end - begin, &got) == 0 && got >= (end - begin) / 2)
+	if (io_cached(fd, begin, end - begin, &got) == 0 && got >= room / 4)
 		return;
 	if (!may_wager(img)) {
 		io_will_need(fd, off, len);
 		return;
 	}
-	atomic_fetch_add(&img->ahead, end - begin);
+	atomic_fetch_add(&img->ahead, room);
 	io_will_need(fd, begin, end - begin);
 }
 
@@ -141,12 +148,13 @@ static int read_runs(struct ff_image *img, uint64_t first, const uint64_t *host,
                      size_t count, uint8_t *buf)
 {
 	uint64_t cs = img->l.cluster_size, used = 0;
+	bool alone = count == 1 && runs[0].count * cs >= LONG;
 	int fd, sums_fd, r = image_fd(img, &fd);
 
 	if (!r)
 		r = image_sums_fd(img, false, &sums_fd);
-	/* One run has nothing to wait beside. */
-	for (size_t i = 0; !r && i < count && count > 1; i++) {
+	/* A long run has nothing to wait beside. */
+	for (size_t i = 0; !r && i < count && !alone; i++) {
 		uint64_t off = host[runs[i].at] * cs, len = runs[i].count * cs;
 
 		runs[i].missing = !io_pread_cached(fd, buf + runs[i].at * cs, len, off);
@@ -157,7 +165,7 @@ static int read_runs(struct ff_image *img, uint64_t first, const uint64_t *host,
 		uint64_t at = runs[i].at, n = runs[i].count;
 
 		used += n * cs;
-		if (count == 1 || runs[i].missing)
+		if (alone || runs[i].missing)
 			r = io_pread_full(fd, buf + at * cs, n * cs, host[at] * cs);
 		if (!r)
 			r = check_sums(img, sums_fd, first + at, n, host[at], buf + at * cs);
@@ -213,4 +221,26 @@ int ff_image_read_wanted(struct ff_image *img, uint64_t first, uint64_t count,
 int ff_image_read(struct ff_image *img, uint64_t first, uint64_t count, void *buf)
 {
 	return ff_image_read_wanted(img, first, count, NULL, buf);
+}
+
+void ff_image_expect_entry(struct ff_image *img, uint64_t cluster)
+{
+	int fd;
+
+	if (!image_fd(img, &fd))
+		io_will_need(fd, image_l2_offset(img, cluster), 8);
+}
+
+void ff_image_expect_data(struct ff_image *img, uint64_t cluster)
+{
+	uint64_t host, cs = img->l.cluster_size;
+	uint8_t kind;
+	int fd, sums_fd;
+
+	if (image_entries(img, cluster, 1, NULL, &host, &kind) || kind != FF_KIND_DATA)
+		return;
+	if (!image_fd(img, &fd))
+		read_ahead(img, fd, host * cs, cs);
+	if (!image_sums_fd(img, false, &sums_fd))
+		io_will_need(sums_fd, qcow2_sum_offset(&img->l, host), 8);
 }

@@ -37,6 +37,7 @@
 
 enum {
 	PIECE = 1 << 20, /* read at a time, or the rest of one */
+	EXPECTED = 32,   /* images that are told what they will be asked for */
 	GAP = 64 << 10,  /* read over rather than begun anew after */
 };
 _Static_assert(PIECE / 4096 <= OWNERS_MAX, "a piece of the smallest clusters");
@@ -242,6 +243,28 @@ static int read_owned(struct piece *p, unsigned i, struct link *owner)
 	return r && r != -ENOMEM ? -EIO : r;
 }
 
+/* Where several images have clusters of the piece: calls FN for the first that each has, for some
+ * of them if they are very many. */
+static void expect(const struct piece *p, void (*fn)(struct ff_image *, uint64_t))
+{
+	struct link *of[EXPECTED];
+	uint64_t first[EXPECTED];
+	unsigned n = 0, k;
+
+	for (unsigned i = 0; i < p->count && n < EXPECTED; i++) {
+		if (p->owner[i].kind != OWNER_LINK)
+			continue;
+		for (k = n; k > 0 && of[k - 1] != p->owner[i].link; k--)
+			;
+		if (k == 0) {
+			of[n] = p->owner[i].link;
+			first[n++] = p->first + i;
+		}
+	}
+	for (k = 0; n > 1 && k < n; k++)
+		fn(of[k]->img, first[k]);
+}
+
 static int read_piece(struct ff_reader *rd, uint64_t from, uint64_t to, char *buf)
 {
 	size_t size = ff_image_desc(rd->link->img)->cluster_size;
@@ -254,9 +277,12 @@ static int read_piece(struct ff_reader *rd, uint64_t from, uint64_t to, char *bu
 	if (is_released(rd->link, p.first, p.count))
 		return -EIO;
 	chain_owners(rd->link, p.first, p.count, p.owner);
+	expect(&p, ff_image_expect_entry);
 	r = read_live(&p, &any);
 	if (!r && any)
 		look_again(&p);
+	if (!r)
+		expect(&p, ff_image_expect_data);
 	for (unsigned i = 0; i < p.count && !r; i++)
 		switch (p.owner[i].kind) {
 		case OWNER_LINK:
