@@ -128,7 +128,8 @@ static void use(struct qs_disk *d, struct input in)
 	}
 	for (int i = 0; i < 4 && size > 0; i++) {
 		off = input_take(&in, 8) % size;
-		read_both_ways(d, off, (size_t)FF_MIN(input_take(&in, 2) + 1, size - off), a, b);
+		len = input_take(&in, 2) % READ + 1;
+		read_both_ways(d, off, (size_t)FF_MIN(len, size - off), a, b);
 	}
 }
 
