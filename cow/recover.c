@@ -191,7 +191,8 @@ static bool is_damaged(struct recovery *rc, const struct ff_disk *d, const struc
  * changed then? */
 static bool is_stale(struct recovery *rc, const struct ff_disk *d, const struct found *f)
 {
-	if (!f->snap || !f->img || rc->ending != ENDED_CLEAN ||
+	/* A broken one is believed by nobody anyhow; older versions did not list it. */
+	if (!f->snap || !f->img || ff_image_is_broken(f->img) || rc->ending != ENDED_CLEAN ||
 	    session_image_known(rc->record, &d->id, f->seq))
 		return false;
 	ff_error("%s/%s/%s: it was not there when fleecefs ended, and lacks what was changed then",
