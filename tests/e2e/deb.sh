@@ -62,6 +62,9 @@ printf 'changed' | dd of="$mnt/a.img" bs=1 seek=9999 conv=notrunc status=none
 cmp "$mnt/snapshots/x/a.img" "$tmp/ref"
 "$tmp/root/usr/bin/fleecectl" list "$fleece" | grep -q '^x '
 rmdir "$mnt/snapshots/x"
+mkdir "$tmp/backups"
+FLEECE_BACKUP_DIR=$tmp/state "$tmp/root/usr/sbin/fleece-backup" --on "$mnt" --copy "$tmp/backups/%F" --keep-last 2
+cmp "$mnt/a.img" "$tmp"/backups/*/a.img
 umount_fs
 
 step "dpkg installs and purges it"
@@ -77,6 +80,7 @@ dpkg_in -i "$deb"
 (cd "$tmp/root" && find . ! -type d | sort) >"$tmp/packed"
 (cd "$admin" && find . -path ./var/lib/dpkg -prune -o ! -type d -print | sort) | diff "$tmp/packed" -
 echo SOURCE=/x >"$admin/etc/fleecefs/vm.conf"
+mkdir -p "$admin/var/lib/fleece-backup/0123"
 ln -s /usr/lib/systemd/system/fleecefs@.service \
 	"$admin/etc/systemd/system/multi-user.target.wants/fleecefs@vm.service"
 dpkg_in --remove fleecefs
