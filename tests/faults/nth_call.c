@@ -142,8 +142,11 @@ static bool may_break(const struct instance *c, const struct round_step *s)
 {
 	if (errors[c->error].error == FAULT_INTERRUPT)
 		return false;
-	if (s->op == ROUND_OPEN) /* an image that cannot be read is as good as lost */
-		return errors[c->error].side == FAULT_FLEECE && errors[c->error].error == EIO;
+	/* an image that cannot be read is as good as lost; and what a checkpoint still has to give
+	 * up is flushed, which is not tried again where it fails */
+	if (s->op == ROUND_OPEN)
+		return errors[c->error].side == FAULT_FLEECE &&
+		       (errors[c->error].error == EIO || c->durable);
 	return !c->guest;
 }
 
