@@ -9,8 +9,8 @@
  *     what came after that end is marked nowhere. A last cluster that is a part only counts as
  *     whole, filled up with zeros, in saves as well as here.
  *   - nothing else. The links of dropped snapshots stay between the others for as long as their
- *     marks matter: drop.c gives up in such a link what an older one has marked too, or what lies
- *     beyond the end of an older one, and takes it out when nothing else is left. Both are in the
+ *     marks matter: collect.c gives up in such a link what an older one has marked too, or what
+ * lies beyond the end of an older one, and takes it out when nothing else is left. Both are in the
  *     union without it.
  *
  * The answer is fixed once NEW is there. Saves go into the newest link alone; one that began when

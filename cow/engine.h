@@ -356,7 +356,7 @@ bool preserve_saves_before(const struct link *l);
 /* The first entry of DIR that is not before NAME. */
 uint32_t frozen_entry_at(const struct ff_frozen *dir, const char *name);
 
-/* --- freeze.c, drop.c, recover.c --- */
+/* --- freeze.c, drop.c, collect.c, recover.c --- */
 #define DROPPED ".dropped-" /* begins the name of a dropped snapshot's directory */
 void snap_free_memory(struct ff_snap *snap);
 struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq);
