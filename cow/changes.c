@@ -2,7 +2,7 @@
  * What changed between two snapshots.
  *
  * While a link is the newest of its disk, every change of a cluster marks it there before it is
- * made (preserve.c). So a cluster that no link from OLD's up to, not including, NEW's has marked
+ * made (save.c). So a cluster that no link from OLD's up to, not including, NEW's has marked
  * reads the same in both views. The answer is the union of those marks, and two things more:
  *
  *   - what lies beyond the end of any of these links' disks: the disk was shorter for a while, and
@@ -10,8 +10,8 @@
  *     whole, filled up with zeros, in saves as well as here.
  *   - nothing else. The links of dropped snapshots stay between the others for as long as their
  *     marks matter: collect.c gives up in such a link what an older one has marked too, or what
- * lies beyond the end of an older one, and takes it out when nothing else is left. Both are in the
- *     union without it.
+ *     lies beyond the end of an older one, and takes it out when nothing else is left. Both are in
+ *     the union without it.
  *
  * The answer is fixed once NEW is there. Saves go into the newest link alone; one that began when
  * an older link was the newest may still come to its end, and mark there what is the same in both:
@@ -29,6 +29,7 @@
  * A walk along the chain is made within the barrier `reads`, as readers make it.
  */
 #include "cow/changes.h"
+#include "cow/save.h"
 
 #include <errno.h>
 #include <string.h>
@@ -119,7 +120,7 @@ static struct link *link_in(struct link *l, const struct ff_snap *old)
 
 static bool saves_end(const struct changes *c)
 {
-	for (int i = 0; preserve_saves_before(c->new); i++) {
+	for (int i = 0; save_is_before(c->new); i++) {
 		if (i == SETTLE_TRIES)
 			return false;
 		nanosleep(&(struct timespec){.tv_nsec = SETTLE_MS * 1000000L}, NULL);

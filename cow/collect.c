@@ -26,6 +26,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/needs.h"
+#include "cow/save.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -109,7 +110,7 @@ static int give_up(struct link *l, uint64_t first, uint64_t count)
 	if (r)
 		return r;
 	/* No save begins there any more; those that had begun write entries of the same tables. */
-	preserve_settle(l->disk, first, count);
+	save_settle(l->disk, first, count);
 	return ff_image_release(l->img, first, count);
 }
 

@@ -6,8 +6,8 @@
  *   1. Root or the user who mounts owns it. Others who may write to SOURCE can so not add devices
  *      to what is frozen and claimed.
  *   2. Its target, as it is written, is an absolute path without "." and "..", and matches a
- *      pattern of the options. It is not the real path that must: /dev/vg0/disk is a symlink made
- * by udev to /dev/dm-7, and tomorrow to /dev/dm-3.
+ *      pattern of the options. It is not the real path that must: /dev/vg0/disk is a symlink that
+ *      udev makes to /dev/dm-7, and tomorrow to /dev/dm-3.
  *   3. The target is a block device, and its real path lies in /dev.
  *
  * Where a target of 1. and 2. is not there, a freeze fails: a snapshot that has a symlink in place

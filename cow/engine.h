@@ -347,10 +347,6 @@ void old_data_free_buffers(struct ff_store *s);
 int guest_error(int r);
 /* ff_disk_change() within the bounds of a device. */
 int preserve_change(struct ff_disk *d, const struct ff_change *c, size_t *done);
-/* Waits for the saves of these clusters that are under way. */
-void preserve_settle(struct ff_disk *d, uint64_t first, uint64_t count);
-/* Is a save to a link older than L, of L's disk, under way? None begins after L was frozen. */
-bool preserve_saves_before(const struct link *l);
 
 /* --- frozen.c --- */
 /* The first entry of DIR that is not before NAME. */

@@ -25,6 +25,7 @@
  * takes away from that.
  */
 #include "cow/needs.h"
+#include "cow/save.h"
 
 #include <errno.h>
 #include <string.h>
@@ -99,7 +100,7 @@ static void settle(struct link *l)
 	uint64_t piece = FF_MAX(SETTLE_BYTES / ff_image_desc(l->img)->cluster_size, 1);
 
 	for (uint64_t at = 0; at < l->clusters; at += piece)
-		preserve_settle(l->disk, at, piece);
+		save_settle(l->disk, at, piece);
 }
 
 /* Notes in OLDER what is marked in L, by [at, at + n), and not there. */

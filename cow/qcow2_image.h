@@ -4,7 +4,7 @@
  *
  * A cluster number below is a guest cluster: byte offset in the disk divided by the cluster size.
  * All functions return 0 or -errno; all are thread-safe where not said otherwise. Two threads must
- * not save the same cluster at once (the claims of preserve.c see to that); everything else may
+ * not save the same cluster at once (the claims of save.c see to that); everything else may
  * run side by side.
  */
 #ifndef FF_COW_QCOW2_IMAGE_H
