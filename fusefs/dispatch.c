@@ -1,26 +1,18 @@
 /*
- * Requests about names and metadata; dispatch_file.c and dispatch_dir.c have those about open files
- * and directories.
+ * Requests about names and metadata; dispatch_slow.c has those that may take long, dispatch_file.c
+ * and dispatch_dir.c those about open files and directories.
  *
  * A node is referenced while a request uses it. An entry that is replied carries a lookup, which
  * is taken back when the reply finds no one to take it (-ENOENT: the request was interrupted).
- *
- * A kind that says `slow` gets each mkdir, rmdir and setxattr run in a thread of its own, so that
- * the session, even a single-threaded one, serves other requests meanwhile: dropping a snapshot
- * waits for RELEASE requests, and so does making a checkpoint of it. fs->tasks counts these
- * threads; the teardown waits for 0, and a thread's last access to fs is that decrement under
- * tasks_lock.
  */
 #include "fusefs/dispatch.h"
 
 #include <limits.h>
 #include <linux/limits.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/statvfs.h>
 
 #include "ff_util.h"
-#include "fusefs/creds.h"
 #include "fusefs/inode.h"
 
 void dispatch_put_cleanup(struct node **n)
@@ -71,8 +63,7 @@ static void reply_entry(fuse_req_t req, const struct entry *e)
 		node_forget(fs->nodes, id, 1);
 }
 
-/* After something was made (R is 0): replies with its entry. */
-static void reply_made(fuse_req_t req, int r, struct node *dir, const char *name)
+void dispatch_reply_made(fuse_req_t req, int r, struct node *dir, const char *name)
 {
 	struct entry e;
 
@@ -111,7 +102,7 @@ static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_dat
 	fuse_reply_none(req);
 }
 
-static void reply_attr(fuse_req_t req, struct node *n, struct handle *h)
+void dispatch_reply_attr(fuse_req_t req, struct node *n, struct handle *h)
 {
 	struct fs *fs = dispatch_fs(req);
 	double timeout = n->ops->lasting ? FS_FROZEN_TIMEOUT : fs->uncached ? 0 : FS_LIVE_TIMEOUT;
@@ -122,49 +113,6 @@ static void reply_attr(fuse_req_t req, struct node *n, struct handle *h)
 		dispatch_reply_err(req, r);
 	else
 		fuse_reply_attr(req, &st, timeout);
-}
-
-/* A getattr that may take long, in a thread of its own. */
-struct long_getattr {
-	fuse_req_t req;
-	struct node *node; /* a reference */
-	struct handle *h;  /* which the kernel does not release before the reply */
-};
-
-static void *run_long_getattr(void *arg)
-{
-	struct long_getattr *t = arg;
-	struct fs *fs = dispatch_fs(t->req);
-
-	reply_attr(t->req, t->node, t->h);
-	node_put(t->node);
-	free(t);
-	dispatch_task_ends(fs);
-	return NULL;
-}
-
-static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-	struct handle *h = fi ? dispatch_handle(fi) : NULL;
-	struct long_getattr *t;
-	int r = -ENOMEM;
-
-	DISPATCH_NODE(n, ino);
-	if (!n->ops->costly) {
-		reply_attr(req, n, h);
-		return;
-	}
-	t = malloc(sizeof *t);
-	if (t) {
-		*t = (struct long_getattr){req, node_ref(n), h};
-		r = dispatch_start_task(dispatch_fs(req), run_long_getattr, t);
-	}
-	if (r == 0)
-		return;
-	dispatch_reply_err(req, r);
-	if (t)
-		node_put(t->node);
-	free(t);
 }
 
 static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
@@ -179,7 +127,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 	if (r < 0)
 		dispatch_reply_err(req, r);
 	else
-		reply_attr(req, n, h);
+		dispatch_reply_attr(req, n, h);
 }
 
 static void op_readlink(fuse_req_t req, fuse_ino_t ino)
@@ -205,7 +153,7 @@ static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 	r = dir->ops->denied;
 	if (dir->ops->mknod)
 		r = dir->ops->mknod(dispatch_fs(req), dir, name, mode, rdev, &who);
-	reply_made(req, r, dir, name);
+	dispatch_reply_made(req, r, dir, name);
 }
 
 static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
@@ -236,7 +184,7 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 		r = -EXDEV;
 	else
 		r = dir->ops->link(dispatch_fs(req), n, dir, name);
-	reply_made(req, r, dir, name);
+	dispatch_reply_made(req, r, dir, name);
 }
 
 static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -262,154 +210,6 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	else
 		r = dir->ops->rename(dispatch_fs(req), dir, name, new_dir, new_name, flags);
 	dispatch_reply_err(req, r);
-}
-
-/* --- mkdir, rmdir and setxattr, perhaps in a thread of their own --- */
-
-enum task_kind { TASK_MKDIR, TASK_RMDIR, TASK_SETXATTR };
-
-struct task {
-	fuse_req_t req;
-	struct node *node; /* a reference; the directory, or what has the attribute */
-	enum task_kind kind;
-	mode_t mode; /* of mkdir */
-	int flags;   /* this and the next two: of setxattr */
-	size_t size;
-	const char *value; /* behind the name */
-	struct caller who;
-	char name[];
-};
-
-static void make_dir(fuse_req_t req, struct node *dir, const char *name, mode_t mode,
-                     const struct caller *who)
-{
-	int r = dir->ops->denied;
-
-	if (dir->ops->mkdir)
-		r = dir->ops->mkdir(dispatch_fs(req), dir, name, mode, who);
-	reply_made(req, r, dir, name);
-}
-
-static void remove_dir(fuse_req_t req, struct node *dir, const char *name)
-{
-	dispatch_reply_err(req, dir->ops->rmdir ? dir->ops->rmdir(dispatch_fs(req), dir, name)
-	                                        : dir->ops->denied);
-}
-
-static void set_attribute(fuse_req_t req, struct node *n, const char *name, const char *value,
-                          size_t size, int flags, const struct caller *who)
-{
-	int r = n->ops->denied;
-
-	if (n->ops->setxattr)
-		r = n->ops->setxattr(dispatch_fs(req), n, name, value, size, flags, who);
-	dispatch_reply_err(req, r);
-}
-
-static void *run_task(void *arg)
-{
-	struct task *t = arg;
-	struct fs *fs = dispatch_fs(t->req);
-
-	creds_detach();
-	switch (t->kind) {
-	case TASK_MKDIR:
-		make_dir(t->req, t->node, t->name, t->mode, &t->who);
-		break;
-	case TASK_RMDIR:
-		remove_dir(t->req, t->node, t->name);
-		break;
-	case TASK_SETXATTR:
-		set_attribute(t->req, t->node, t->name, t->value, t->size, t->flags, &t->who);
-		break;
-	}
-	node_put(t->node);
-	free(t);
-	dispatch_task_ends(fs);
-	return NULL;
-}
-
-void dispatch_task_ends(struct fs *fs)
-{
-	FF_GUARD(&fs->tasks_lock);
-	if (--fs->tasks == 0)
-		pthread_cond_broadcast(&fs->tasks_done);
-}
-
-int dispatch_start_task(struct fs *fs, void *(*run)(void *), void *t)
-{
-	sigset_t all, old;
-	pthread_t id;
-	int r;
-
-	pthread_mutex_lock(&fs->tasks_lock);
-	fs->tasks++;
-	pthread_mutex_unlock(&fs->tasks_lock);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&id, NULL, run, t);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (r == 0) {
-		pthread_detach(id);
-		return 0;
-	}
-	pthread_mutex_lock(&fs->tasks_lock);
-	fs->tasks--;
-	pthread_mutex_unlock(&fs->tasks_lock);
-	return -r;
-}
-
-/* HOW: all but the references and what is behind it. */
-static void slowly(fuse_req_t req, struct node *node, const char *name, const struct task *how)
-{
-	size_t len = strlen(name) + 1;
-	struct task *t = malloc(sizeof *t + len + how->size);
-	int r = -ENOMEM;
-
-	if (t) {
-		*t = *how;
-		t->req = req;
-		t->node = node_ref(node);
-		t->who = dispatch_caller(req);
-		memcpy(t->name, name, len);
-		if (how->size)
-			memcpy(t->name + len, how->value, how->size);
-		t->value = t->name + len;
-		r = dispatch_start_task(dispatch_fs(req), run_task, t);
-	}
-	if (r == 0)
-		return;
-	dispatch_reply_err(req, r);
-	if (t)
-		node_put(t->node);
-	free(t);
-}
-
-void dispatch_wait_tasks(struct fs *fs)
-{
-	FF_GUARD(&fs->tasks_lock);
-	while (fs->tasks > 0)
-		pthread_cond_wait(&fs->tasks_done, &fs->tasks_lock);
-}
-
-static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
-{
-	struct caller who = dispatch_caller(req);
-
-	DISPATCH_NODE(dir, parent);
-	if (dir->ops->slow)
-		slowly(req, dir, name, &(struct task){.kind = TASK_MKDIR, .mode = mode});
-	else
-		make_dir(req, dir, name, mode, &who);
-}
-
-static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-	DISPATCH_NODE(dir, parent);
-	if (dir->ops->slow)
-		slowly(req, dir, name, &(struct task){.kind = TASK_RMDIR});
-	else
-		remove_dir(req, dir, name);
 }
 
 /* --- extended attributes, statfs --- */
@@ -473,20 +273,6 @@ static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 		fuse_reply_buf(req, list, len);
 }
 
-static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
-                        size_t size, int flags)
-{
-	struct caller who = dispatch_caller(req);
-
-	DISPATCH_NODE(n, ino);
-	if (n->ops->slow)
-		slowly(req, n, name,
-		       &(struct task){
-		           .kind = TASK_SETXATTR, .flags = flags, .size = size, .value = value});
-	else
-		set_attribute(req, n, name, value, size, flags, &who);
-}
-
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
 	DISPATCH_NODE(n, ino);
@@ -541,23 +327,20 @@ struct fuse_lowlevel_ops dispatch_ops(void)
 	    .lookup = op_lookup,
 	    .forget = op_forget,
 	    .forget_multi = op_forget_multi,
-	    .getattr = op_getattr,
 	    .setattr = op_setattr,
 	    .readlink = op_readlink,
 	    .mknod = op_mknod,
-	    .mkdir = op_mkdir,
 	    .symlink = op_symlink,
 	    .link = op_link,
 	    .unlink = op_unlink,
-	    .rmdir = op_rmdir,
 	    .rename = op_rename,
 	    .getxattr = op_getxattr,
 	    .listxattr = op_listxattr,
-	    .setxattr = op_setxattr,
 	    .removexattr = op_removexattr,
 	    .statfs = op_statfs,
 	};
 
+	dispatch_add_slow_ops(&ops);
 	dispatch_add_file_ops(&ops);
 	dispatch_add_dir_ops(&ops);
 	return ops;

@@ -21,6 +21,7 @@ void dispatch_wait_tasks(struct fs *fs);
 int dispatch_start_task(struct fs *fs, void *(*run)(void *), void *task);
 void dispatch_task_ends(struct fs *fs);
 
+void dispatch_add_slow_ops(struct fuse_lowlevel_ops *ops);
 void dispatch_add_file_ops(struct fuse_lowlevel_ops *ops);
 void dispatch_add_dir_ops(struct fuse_lowlevel_ops *ops);
 
@@ -50,6 +51,10 @@ static inline void dispatch_reply_err(fuse_req_t req, int r)
 }
 
 struct fuse_entry_param dispatch_entry_param(const struct entry *e);
+/* After NAME was made in DIR (R: 0, or the error that it was not): replies with its entry. */
+void dispatch_reply_made(fuse_req_t req, int r, struct node *dir, const char *name);
+/* Asks N for its attributes and replies with them. */
+void dispatch_reply_attr(fuse_req_t req, struct node *n, struct handle *h);
 
 void dispatch_put_cleanup(struct node **n);
 
