@@ -63,9 +63,15 @@ int device_size(struct device *dev, uint64_t *size);
 const char *device_path(const struct device *dev);
 int device_path_fd(const struct device *dev); /* O_PATH */
 const struct identity *device_id(const struct device *dev);
+/* A change of its bytes has just been made. */
+void device_touch(struct device *dev);
+/* The descriptor that it was claimed with, or -1. */
+int device_claim_fd(const struct device *dev);
 /* For a frozen tree: F is the symlink that FD (O_PATH) is of, and becomes a regular file if that
  * leads to a device. CTX: the store. */
 int device_freeze_link(void *ctx, int fd, const char *path, struct ff_frozen *f);
+
+/* --- device_disk.c --- */
 
 /* The disk's device; NULL: it has none, or that is gone. */
 struct device *disk_device(struct ff_disk *d);
@@ -79,11 +85,6 @@ int disk_evidence(struct ff_disk *d, struct stat *st);
 int disk_sync_device(struct ff_disk *d, void *ctx);
 /* Breaks the disk's views if its device has become smaller than one of them. */
 int disk_check_device(struct ff_disk *d, void *ctx);
-
-/* A change of its bytes has just been made. */
-void device_touch(struct device *dev);
-/* The descriptor that it was claimed with, or -1. */
-int device_claim_fd(const struct device *dev);
 
 /* --- device_change.c --- */
 /* ff_disk_change() for a device. */

@@ -239,7 +239,7 @@ struct ff_store {
 	struct store_stats stats[STATS_SHARDS];
 };
 
-/* --- disk.c --- */
+/* --- disk.c, disk_fds.c --- */
 int identity_of(int dirfd, const char *path, struct identity *id, struct stat *st);
 bool identity_same(const struct identity *a, const struct identity *b);
 /* The disk with this identity, made if MAKE; a reference. -ENOENT. */

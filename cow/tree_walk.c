@@ -1,0 +1,482 @@
+/*
+ * The walk of SOURCE: see tree.h.
+ *
+ * It opens each directory relative to its parent and follows no symlink. It is made twice for a
+ * freeze: once beforehand, when names may change under it (an entry that vanishes is then
+ * left out), and once while names are held still. Directories are read one after the other, their
+ * entries sorted by the bytes of their names, so the same tree gives the same result.
+ *
+ * Anyone who may write to SOURCE can make directories deeper than paths reach. They must not keep
+ * the rest from being frozen, nor be left out unnoticed: they are TREE_TOO_DEEP.
+ */
+#include "cow/tree.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+#include "cow/io.h"
+#include "cow/open_regular.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+/* Names of inodes that have several, to find them again. Open addressing, 0 is empty. */
+struct hard_links {
+	uint32_t *slots; /* index of the inode + 1 */
+	size_t size, used;
+};
+
+struct walk {
+	const struct tree_walk *how;
+	struct tree *tree;
+	struct hard_links links;
+	char path[PATH_MAX];
+	bool told;      /* of the error that ends it */
+	bool told_deep; /* of what is too deep */
+};
+
+/* Somebody may replace an entry between two looks at it. */
+enum { LOOKS = 64 };
+
+static size_t link_slot(const struct walk *w, ino_t ino)
+{
+	size_t i = (size_t)(ino * UINT64_C(0x9e3779b97f4a7c15)) & (w->links.size - 1);
+
+	while (w->links.slots[i] && w->tree->inodes[w->links.slots[i] - 1].st.st_ino != ino)
+		i = (i + 1) & (w->links.size - 1);
+	return i;
+}
+
+static int link_grow(struct walk *w)
+{
+	struct hard_links old = w->links;
+
+	w->links.size = old.size ? old.size * 2 : 64;
+	w->links.slots = calloc(w->links.size, sizeof(uint32_t));
+	if (!w->links.slots) {
+		w->links = old;
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < old.size; i++)
+		if (old.slots[i])
+			w->links.slots[link_slot(w, w->tree->inodes[old.slots[i] - 1].st.st_ino)] =
+			    old.slots[i];
+	free(old.slots);
+	return 0;
+}
+
+static bool excluded(const struct walk *w, const char *name)
+{
+	for (size_t i = 0; i < w->how->exclude_count; i++)
+		if (fnmatch(w->how->exclude[i], w->path, 0) == 0 ||
+		    fnmatch(w->how->exclude[i], name, 0) == 0)
+			return true;
+	return false;
+}
+
+/* The xattrs of DIRFD/NAME as one blob. Filesystems without xattrs have none. */
+static int read_xattrs(int dirfd, const char *name, struct ff_frozen *f)
+{
+	char proc[40 + NAME_MAX];
+	ff_autofree char *list = NULL;
+	size_t n;
+	int r;
+
+	if (name)
+		snprintf(proc, sizeof proc, "/proc/self/fd/%d/%s", dirfd, name);
+	else
+		snprintf(proc, sizeof proc, "/proc/self/fd/%d/.", dirfd);
+	r = io_llistxattr(proc, NULL, 0, &n);
+	if (r || n == 0)
+		return r == -ENOTSUP || r == -EACCES || r == -EPERM ? 0 : r;
+	list = malloc(n);
+	if (!list)
+		return -ENOMEM;
+	r = io_llistxattr(proc, list, n, &n);
+	if (r)
+		return r;
+	for (const char *key = list; key < list + n; key += strlen(key) + 1) {
+		size_t key_len = strlen(key) + 1, at = f->xattr_len, len;
+		char *p;
+
+		r = io_lgetxattr(proc, key, NULL, 0, &len);
+		if (r == -ENODATA || r == -EPERM || r == -EACCES)
+			continue; /* gone, or not ours to read */
+		if (r)
+			return r;
+		p = realloc(f->xattrs, at + key_len + 4 + len);
+		if (!p)
+			return -ENOMEM;
+		f->xattrs = p;
+		r = io_lgetxattr(proc, key, p + at + key_len + 4, len, &len);
+		if (r == -ENODATA)
+			continue;
+		if (r)
+			return r;
+		memcpy(p + at, key, key_len);
+		ff_put_be32(p + at + key_len, (uint32_t)len);
+		f->xattr_len = (uint32_t)(at + key_len + 4 + (size_t)len);
+	}
+	return 0;
+}
+
+static int read_target(int dirfd, const char *name, struct ff_frozen *f)
+{
+	char buf[PATH_MAX + 1];
+	int r = io_readlinkat(dirfd, name, buf, sizeof buf);
+
+	if (r)
+		return r;
+	f->target = strdup(buf);
+	return f->target ? 0 : -ENOMEM;
+}
+
+/* Opens directory NAME, if it is still the inode that SX speaks of. */
+static int open_same(int dirfd, const char *name, const struct statx *sx, int *out)
+{
+	ff_autoclose int fd = -1;
+	struct stat st;
+	int r = io_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
+
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (!r && (st.st_ino != sx->stx_ino ||
+	           st.st_dev != makedev(sx->stx_dev_major, sx->stx_dev_minor)))
+		r = -ESTALE;
+	if (!r)
+		*out = ff_take_fd(&fd);
+	return r;
+}
+
+static void take_statx(const struct statx *sx, struct ff_frozen *f)
+{
+	memset(f, 0, sizeof *f);
+	f->st.st_ino = sx->stx_ino;
+	f->st.st_mode = sx->stx_mode;
+	f->st.st_nlink = sx->stx_nlink;
+	f->st.st_uid = sx->stx_uid;
+	f->st.st_gid = sx->stx_gid;
+	f->st.st_rdev = makedev(sx->stx_rdev_major, sx->stx_rdev_minor);
+	f->st.st_size = (off_t)sx->stx_size;
+	f->st.st_blksize = sx->stx_blksize;
+	f->st.st_blocks = (blkcnt_t)sx->stx_blocks;
+	f->st.st_atim = (struct timespec){sx->stx_atime.tv_sec, sx->stx_atime.tv_nsec};
+	f->st.st_mtim = (struct timespec){sx->stx_mtime.tv_sec, sx->stx_mtime.tv_nsec};
+	f->st.st_ctim = (struct timespec){sx->stx_ctime.tv_sec, sx->stx_ctime.tv_nsec};
+	if (sx->stx_mask & STATX_BTIME) {
+		f->btime_sec = sx->stx_btime.tv_sec;
+		f->btime_nsec = sx->stx_btime.tv_nsec;
+	}
+	f->disk = TREE_NO_DISK;
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct tree_entry *)a)->name, ((const struct tree_entry *)b)->name);
+}
+
+/* The names in the directory, sorted, without "." and ".."; to the inode's entries. */
+static int read_names(struct walk *w, int fd, uint32_t index)
+{
+	struct tree_entry *entries = NULL;
+	uint32_t count = 0, room = 0;
+	DIR *dir;
+	int r = 0, copy;
+
+	r = io_openat(fd, ".", O_RDONLY | O_DIRECTORY, 0, &copy);
+	if (r)
+		return r;
+	r = io_fdopendir(copy, &dir);
+	if (r)
+		return r;
+	for (;;) {
+		const struct dirent *e;
+
+		r = io_readdir(dir, &e);
+		if (r || !e)
+			break;
+		if (index == 0 && w->how->hide_name && strcmp(e->d_name, w->how->hide_name) == 0)
+			continue;
+		if (count == room) {
+			void *p = realloc(entries, (room = room ? room * 2 : 16) * sizeof *entries);
+
+			if (!p) {
+				r = -ENOMEM;
+				break;
+			}
+			entries = p;
+		}
+		entries[count].name = strdup(e->d_name);
+		entries[count].inode = UINT32_MAX;
+		if (!entries[count].name) {
+			r = -ENOMEM;
+			break;
+		}
+		count++;
+	}
+	closedir(dir);
+	if (count)
+		qsort(entries, count, sizeof *entries, by_name);
+	w->tree->inodes[index].entries = entries;
+	w->tree->inodes[index].entry_count = count;
+	return r;
+}
+
+static int walk_dir(struct walk *w, int fd, uint32_t index, size_t path_len);
+
+/* Adds the inode, unless another name of it was met before. */
+static int add_inode(struct walk *w, const struct ff_frozen *f, uint32_t *out, bool *known)
+{
+	/* Renamed behind the mount, a disk may come by twice; it must stay one disk. */
+	bool several = S_ISREG(f->st.st_mode) || (!S_ISDIR(f->st.st_mode) && f->st.st_nlink > 1);
+	size_t slot = 0;
+	int r;
+
+	*known = false;
+	if (several) {
+		if (w->links.used * 2 >= w->links.size && (r = link_grow(w)))
+			return r;
+		slot = link_slot(w, f->st.st_ino);
+		if (w->links.slots[slot]) {
+			*out = w->links.slots[slot] - 1;
+			*known = true;
+			return 0;
+		}
+	}
+	r = tree_add(w->tree, f, out);
+	if (!r && several) {
+		w->links.slots[slot] = *out + 1;
+		w->links.used++;
+	}
+	return r;
+}
+
+/* Is this to be in the tree at all? */
+static bool belongs(struct walk *w, const struct statx *sx)
+{
+	if (makedev(sx->stx_dev_major, sx->stx_dev_minor) != w->how->dev) {
+		ff_warning("%s is on another filesystem: live, but not in snapshots", w->path);
+		return false;
+	}
+	return sx->stx_ino != w->how->hide_ino || w->how->dev != w->how->hide_dev;
+}
+
+/* A disk that we may not read cannot be frozen: better said now than at the first save. Root may
+ * read all, and an owner's right shows in the mode. */
+static int check_readable(int dirfd, const char *name, const struct statx *sx)
+{
+	ff_autoclose int fd = -1;
+	uid_t me = geteuid();
+	int r;
+
+	if (me == 0 || (sx->stx_uid == me && sx->stx_mode & S_IRUSR))
+		return 0;
+	r = open_regular(dirfd, name, O_RDONLY, &fd);
+	return r == -EINVAL ? -ESTALE : r;
+}
+
+/* Has the symlink NAME, which F is of, looked at by who knows more of it. */
+static int look_at_link(struct walk *w, int dirfd, const char *name, struct ff_frozen *f)
+{
+	ff_autoclose int fd = -1;
+	struct stat st;
+	int r = io_openat(dirfd, name, O_PATH | O_NOFOLLOW, 0, &fd);
+
+	if (!r)
+		r = io_fstat(fd, &st);
+	if (r == -ENOENT || (!r && st.st_ino != f->st.st_ino))
+		r = -ESTALE;
+	if (!r)
+		r = w->how->link(w->how->link_ctx, fd, w->path, f);
+	if (r)
+		free(ff_take_ptr(&f->target));
+	return r;
+}
+
+/* What the entry NAME is: metadata, a symlink's target, a directory's descriptor in *FD. All of one
+ * inode, though somebody may put others in its place meanwhile: a flip of names must neither lead
+ * us elsewhere nor cost the snapshot. -ENOENT: it is gone, or does not belong. */
+static int look_at(struct walk *w, int dirfd, const char *name, struct ff_frozen *f, int *fd)
+{
+	struct statx sx;
+	int r = -ESTALE;
+
+	for (int i = 0; i < LOOKS && (r == -ESTALE || r == -ENOTDIR || r == -ELOOP); i++) {
+		r = io_statx(dirfd, name, &sx);
+		if (!r && !belongs(w, &sx))
+			r = -ENOENT;
+		if (r)
+			return r;
+		take_statx(&sx, f);
+		if (S_ISDIR(sx.stx_mode))
+			r = open_same(dirfd, name, &sx, fd);
+		if (S_ISREG(sx.stx_mode))
+			r = check_readable(dirfd, name, &sx);
+		if (S_ISLNK(sx.stx_mode)) {
+			r = read_target(dirfd, name, f);
+			r = r == -EINVAL || r == -ENOENT ? -ESTALE : r;
+			if (!r && w->how->link)
+				r = look_at_link(w, dirfd, name, f);
+		}
+	}
+	return r;
+}
+
+/* One entry, w->path being its path. -ENOENT: it is not to be in the tree. */
+static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *name, size_t path_len,
+                      uint32_t *out)
+{
+	ff_autoclose int fd = -1;
+	struct ff_frozen f;
+	bool known = false;
+	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, &f, &fd);
+
+	if (r)
+		return r;
+	f.parent = parent;
+	r = add_inode(w, &f, out, &known);
+	if (r || known) {
+		free(f.target);
+		return r;
+	}
+	if (w->how->xattrs && !f.device) /* they would be the symlink's */
+		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
+	if (r == -ENOENT)
+		r = 0; /* gone behind the mount, this instant: it is in the tree already */
+	if (!r && S_ISREG(f.st.st_mode)) {
+		w->tree->inodes[*out].path = strdup(w->path);
+		r = w->tree->inodes[*out].path ? tree_add_disk(w->tree, *out) : -ENOMEM;
+	}
+	if (!r && S_ISDIR(f.st.st_mode))
+		r = walk_dir(w, fd, *out, path_len);
+	return r;
+}
+
+/* The same for one whose path does not fit: w->path is its parent's. */
+static int walk_too_deep(struct walk *w, int dirfd, uint32_t parent, const char *name,
+                         uint32_t *out)
+{
+	ff_autoclose int fd = -1;
+	struct ff_frozen f;
+	bool known = false;
+	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, &f, &fd);
+
+	if (r)
+		return r;
+	f.parent = parent;
+	if (S_ISREG(f.st.st_mode) || S_ISDIR(f.st.st_mode))
+		f.disk = TREE_TOO_DEEP;
+	r = add_inode(w, &f, out, &known);
+	if (r || known)
+		free(f.target);
+	if (!r && !known && w->how->xattrs && !f.device)
+		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
+	if (!r && f.disk == TREE_TOO_DEEP && w->how->xattrs && !w->told_deep) {
+		ff_warning("%s/%s: the path is too long: in the snapshot, what is there and deeper "
+		           "reads as an I/O error; exclude it",
+		           w->path, name);
+		w->told_deep = true;
+	}
+	return r == -ENOENT ? 0 : r;
+}
+
+/* Only once: an error ends the whole walk, and passes through all the directories above. */
+static void tell(struct walk *w, int error)
+{
+	const char *hint = error == -EACCES || error == -EPERM
+	                       ? "; let the user who mounts read it, or exclude it"
+	                       : "";
+
+	if (!w->told)
+		ff_error("cannot read %s: %s%s", *w->path ? w->path : "SOURCE", strerror(-error),
+		         hint);
+	w->told = true;
+}
+
+/* The entry NAME of the directory FD, whose path has PATH_LEN bytes. */
+static int walk_name(struct walk *w, int fd, uint32_t index, const char *name, size_t path_len,
+                     uint32_t *out)
+{
+	size_t len = path_len, n = strlen(name);
+	size_t longest = w->how->longest ? w->how->longest : sizeof w->path - 1;
+	int r;
+
+	if (len + 1 + n > longest) {
+		r = walk_too_deep(w, fd, index, name, out);
+	} else {
+		if (len)
+			w->path[len++] = '/';
+		memcpy(w->path + len, name, n + 1);
+		r = walk_entry(w, fd, index, name, len + n, out);
+	}
+	if (r && r != -ENOENT)
+		tell(w, r);
+	w->path[path_len] = '\0';
+	return r;
+}
+
+static int walk_dir(struct walk *w, int fd, uint32_t index, size_t path_len)
+{
+	uint32_t kept = 0, total;
+	int r = read_names(w, fd, index);
+
+	if (r == -ENOENT) /* it was removed this instant: it is empty */
+		r = 0;
+	total = w->tree->inodes[index].entry_count;
+	for (uint32_t i = 0; i < total; i++) {
+		/* The array of inodes may move; that of this directory's entries does not. */
+		struct tree_entry *entries = w->tree->inodes[index].entries;
+		int found =
+		    r ? r : walk_name(w, fd, index, entries[i].name, path_len, &entries[i].inode);
+
+		if (found)
+			free(entries[i].name);
+		else
+			entries[kept++] = entries[i];
+		if (found && found != -ENOENT)
+			r = found;
+	}
+	w->tree->inodes[index].entry_count = kept;
+	return r;
+}
+
+int tree_walk(const struct tree_walk *how, struct tree **out)
+{
+	ff_autofree struct walk *w = calloc(1, sizeof *w);
+	struct ff_frozen root;
+	struct statx sx;
+	uint32_t index;
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	w->how = how;
+	w->tree = calloc(1, sizeof *w->tree);
+	if (!w->tree)
+		return -ENOMEM;
+	r = io_statx(how->source_fd, "", &sx);
+	if (!r) {
+		take_statx(&sx, &root);
+		r = tree_add(w->tree, &root, &index);
+	}
+	if (!r && how->xattrs)
+		r = read_xattrs(how->source_fd, NULL, &w->tree->inodes[0]);
+	if (!r)
+		r = walk_dir(w, how->source_fd, 0, 0);
+	if (r)
+		tell(w, r);
+	free(w->links.slots);
+	if (r) {
+		tree_free(w->tree);
+		return r;
+	}
+	*out = w->tree;
+	return 0;
+}
