@@ -415,15 +415,7 @@ static int meet_link(void *ctx, int fd, const char *path, struct ff_frozen *f)
 
 int devices_open(struct ff_store *s, const char *const *patterns, size_t count)
 {
-	struct tree_walk how = {.source_fd = s->source_fd,
-	                        .dev = s->source_dev,
-	                        .hide_dev = s->fleece_dev,
-	                        .hide_ino = s->fleece_ino,
-	                        .hide_name = FF_HIDDEN_NAME,
-	                        .exclude = s->exclude,
-	                        .exclude_count = s->cfg.exclude_count,
-	                        .link = meet_link,
-	                        .link_ctx = s};
+	struct tree_walk how = source_walk(s);
 	struct tree *t;
 	int r;
 
@@ -445,6 +437,8 @@ int devices_open(struct ff_store *s, const char *const *patterns, size_t count)
 	for (size_t i = 0; i < count; i++, s->devices->count++)
 		if (!(s->devices->patterns[i] = strdup(patterns[i])))
 			return -ENOMEM;
+	how.link = meet_link;
+	how.link_ctx = s;
 	r = tree_walk(&how, &t);
 	if (!r)
 		tree_free(t);

@@ -239,6 +239,10 @@ struct ff_store {
 	struct store_stats stats[STATS_SHARDS];
 };
 
+/* --- store.c --- */
+/* A walk of all that the mount shows of SOURCE. */
+struct tree_walk source_walk(const struct ff_store *s);
+
 /* --- disk.c, disk_fds.c --- */
 int identity_of(int dirfd, const char *path, struct identity *id, struct stat *st);
 bool identity_same(const struct identity *a, const struct identity *b);

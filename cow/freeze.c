@@ -24,55 +24,16 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "cow/device.h"
-#include "cow/engine.h"
+#include "cow/freeze.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
-#include "cow/names.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { QUIET_MS = 10000, PLACEHOLDER_MAX = 1023 };
-
-/* An image made in step 1, until it is adopted. */
-struct spare {
-	ino_t ino;
-	uint64_t size;
-	struct ff_image *img;
-};
-
-struct freeze {
-	struct ff_store *store;
-	struct ff_snap *snap;
-	struct spare *spares; /* sorted by ino */
-	size_t spare_count;
-	bool durable; /* some disk of it has views that are to survive power loss, or will have */
-};
-
-/* Makes the directories that lead to PATH below DIRFD. */
-static int make_parents(int dirfd, const char *path)
-{
-	ff_autofree char *copy = strdup(path);
-
-	if (!copy)
-		return -ENOMEM;
-	for (char *p = strchr(copy, '/'); p; p = strchr(p + 1, '/')) {
-		int r;
-
-		*p = '\0';
-		r = io_mkdirat(dirfd, copy, 0700);
-		if (r && r != -EEXIST)
-			return r;
-		*p = '/';
-	}
-	return 0;
-}
+enum { QUIET_MS = 10000 };
 
 /* What was done so far is to outlive a loss of power, if anything is. */
 static int make_durable(struct freeze *f)
@@ -82,168 +43,6 @@ static int make_durable(struct freeze *f)
 	if (r)
 		ff_error("%s: cannot be made durable: %s", f->store->fleece_path, strerror(-r));
 	return r;
-}
-
-static int image_desc(struct freeze *f, const struct ff_frozen *inode, struct ff_image_desc *desc)
-{
-	struct identity id = {f->store->source_dev, inode->st.st_ino, inode->btime_sec,
-	                      inode->btime_nsec};
-	uint32_t cluster = f->store->cfg.cluster_size, fits;
-	struct ff_disk *d;
-	struct link *top;
-	bool chained, durable = f->store->cfg.durable;
-	int r;
-
-	/* One chain, one cluster size: links are compared cluster by cluster. */
-	chained = disk_find(f->store, &id, false, &d) == 0;
-	if (chained) {
-		top = atomic_load(&d->top);
-		chained = top != NULL;
-		if (top)
-			cluster = ff_image_desc(top->img)->cluster_size;
-		durable |= top && atomic_load(&d->durable);
-		disk_unref(d);
-	}
-	r = ff_image_cluster_size((uint64_t)inode->st.st_size, cluster, &fits);
-	if (!r && chained && fits != cluster)
-		r = -EFBIG;
-	*desc = (struct ff_image_desc){
-	    .seq = f->snap->seq,
-	    .size = (uint64_t)inode->st.st_size,
-	    .disk_ino = inode->st.st_ino,
-	    .disk_btime_sec = inode->btime_sec,
-	    .disk_btime_nsec = inode->btime_nsec,
-	    .cluster_size = fits,
-	    .durable = durable,
-	};
-	f->durable |= durable;
-	if (r)
-		ff_error(
-		    "%s: too large for a fleecing image with clusters of %u bytes; drop the older "
-		    "snapshots of it, or exclude it",
-		    inode->path, cluster);
-	return r;
-}
-
-/* Where the disk is, as struct ff_disk has it. */
-static const char *disk_path(const struct ff_frozen *inode)
-{
-	return inode->device ? device_path(inode->device) : inode->path;
-}
-
-static int make_image(struct freeze *f, const struct ff_frozen *inode, const char *path,
-                      struct ff_image **out)
-{
-	ff_autofree char *backing = NULL;
-	mode_t mode = inode->st.st_mode & 0600;
-	struct ff_image_desc desc;
-	int r = image_desc(f, inode, &desc);
-
-	if (r)
-		return r;
-	backing = source_path(f->store, disk_path(inode));
-	if (!backing)
-		return -ENOMEM;
-	if (geteuid() != 0)
-		mode = 0600; /* we must open it again ourselves */
-	/* A name too long for the header is put right by link_set_backing(). */
-	r = ff_image_create(f->snap->dir->fd, path, mode, &desc,
-	                    strlen(backing) <= PLACEHOLDER_MAX ? backing : "/", "raw", out);
-	if (r == -ENOENT || r == -ENOTDIR) {
-		r = make_parents(f->snap->dir->fd, path);
-		if (!r)
-			r = ff_image_create(f->snap->dir->fd, path, mode, &desc,
-			                    strlen(backing) <= PLACEHOLDER_MAX ? backing : "/",
-			                    "raw", out);
-	}
-	if (r)
-		ff_error("%s/%s/%s: cannot make the fleecing image: %s", f->store->fleece_path,
-		         f->snap->dir->name, path, strerror(-r));
-	else
-		ff_image_park(*out); /* a tree may have more files than we may have descriptors */
-	return r;
-}
-
-static int by_ino(const void *a, const void *b)
-{
-	ino_t x = ((const struct spare *)a)->ino, y = ((const struct spare *)b)->ino;
-
-	return x < y ? -1 : x > y;
-}
-
-static int walk(struct freeze *f, bool xattrs, struct tree **out)
-{
-	struct ff_store *s = f->store;
-	struct tree_walk how = {
-	    .source_fd = s->source_fd,
-	    .dev = s->source_dev,
-	    .hide_dev = s->fleece_dev,
-	    .hide_ino = s->fleece_ino,
-	    .hide_name = FF_HIDDEN_NAME,
-	    .exclude = s->exclude,
-	    .exclude_count = s->cfg.exclude_count,
-	    .xattrs = xattrs,
-	    .link = s->devices ? device_freeze_link : NULL,
-	    .link_ctx = s,
-	    .longest =
-	        strlen(s->source_path) + 2 < PATH_MAX ? PATH_MAX - strlen(s->source_path) - 2 : 1,
-	};
-
-	return tree_walk(&how, out);
-}
-
-/* Step 1. */
-static int make_spares(struct freeze *f)
-{
-	struct tree *t;
-	int r = walk(f, false, &t);
-
-	if (r)
-		return r;
-	f->spares = calloc(t->disk_count + 1, sizeof *f->spares);
-	if (!f->spares)
-		r = -ENOMEM;
-	for (uint32_t i = 0; i < t->disk_count && !r; i++) {
-		struct ff_frozen *inode = &t->inodes[t->disks[i]];
-		struct spare *spare = &f->spares[f->spare_count];
-		ff_autofree char *path = names_image(inode->path, f->snap->seq);
-
-		r = path ? make_image(f, inode, path, &spare->img) : -ENOMEM;
-		if (!r) {
-			spare->ino = inode->st.st_ino;
-			spare->size = (uint64_t)inode->st.st_size;
-			f->spare_count++;
-		}
-	}
-	if (f->spare_count)
-		qsort(f->spares, f->spare_count, sizeof *f->spares, by_ino);
-	tree_free(t);
-	return r;
-}
-
-static void drop_image(struct ff_image *img)
-{
-	ff_image_unlink(img);
-	ff_image_free(img);
-}
-
-/* The spare made for this inode if it still fits, its own to keep, else NULL. */
-static struct ff_image *adopt(struct freeze *f, const struct ff_frozen *inode)
-{
-	struct spare key = {.ino = inode->st.st_ino}, *spare = NULL;
-	const struct ff_image_desc *desc;
-
-	if (f->spare_count)
-		spare = bsearch(&key, f->spares, f->spare_count, sizeof key, by_ino);
-	if (!spare || !spare->img)
-		return NULL;
-	desc = ff_image_desc(spare->img);
-	if (spare->size == (uint64_t)inode->st.st_size &&
-	    desc->disk_btime_sec == inode->btime_sec &&
-	    desc->disk_btime_nsec == inode->btime_nsec &&
-	    strcmp(ff_image_path(spare->img), inode->image) == 0)
-		return ff_take_ptr(&spare->img);
-	return NULL;
 }
 
 /* Names a disk's place, for backing file names. */
@@ -268,19 +67,19 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 	                      inode->btime_nsec};
 	struct ff_disk *d;
 	struct link *l;
-	int r = img ? 0 : make_image(f, inode, inode->image, &img);
+	int r = img ? 0 : freeze_make_image(f, inode, inode->image, &img);
 
 	if (r)
 		return r;
 	r = disk_find(f->store, &id, true, &d);
 	if (r) {
-		drop_image(img);
+		freeze_drop_image(img);
 		return r;
 	}
 	l = link_new(d, snap->dir, snap, img);
 	disk_unref(d); /* the link has its own reference */
 	if (!l) {
-		drop_image(img);
+		freeze_drop_image(img);
 		return -ENOMEM;
 	}
 	l->number = number;
@@ -295,7 +94,7 @@ static int prepare_disk(struct freeze *f, uint32_t number, struct ff_image *img)
 		inode->st.st_nlink--;
 	r = space_charge_link(l);
 	if (!r)
-		r = set_path(l->disk, disk_path(inode));
+		r = set_path(l->disk, freeze_disk_path(inode));
 	if (!r)
 		r = link_set_backing(l, NULL);
 	ff_image_park(l->img);
@@ -316,25 +115,6 @@ static int extend_chains(struct freeze *f)
 	return r ? r : make_durable(f);
 }
 
-/* Takes the spares that fit, and removes the others before images are made where they stand. */
-static int adopt_all(struct freeze *f, struct ff_image **images)
-{
-	struct tree *t = f->snap->tree;
-
-	for (uint32_t i = 0; i < t->disk_count; i++) {
-		struct ff_frozen *inode = &t->inodes[t->disks[i]];
-
-		inode->image = names_image(inode->path, f->snap->seq);
-		if (!inode->image)
-			return -ENOMEM;
-		images[i] = adopt(f, inode);
-	}
-	for (size_t i = 0; i < f->spare_count; i++)
-		if (f->spares[i].img)
-			drop_image(ff_take_ptr(&f->spares[i].img));
-	return 0;
-}
-
 /* Steps 2 and 3; names are held. */
 static int prepare(struct freeze *f, unsigned *epoch)
 {
@@ -344,7 +124,7 @@ static int prepare(struct freeze *f, unsigned *epoch)
 
 	disk_forget_none(f->store);
 	*epoch = atomic_fetch_add(&f->store->epoch, 1) + 1;
-	r = walk(f, true, &snap->tree);
+	r = freeze_walk(f, true, &snap->tree);
 	if (r)
 		return r;
 	snap->links = calloc((size_t)snap->tree->disk_count + 1, sizeof(struct link *));
@@ -352,12 +132,12 @@ static int prepare(struct freeze *f, unsigned *epoch)
 	if (!snap->links || !images)
 		return -ENOMEM;
 	snap->link_count = snap->tree->disk_count;
-	r = adopt_all(f, images);
+	r = freeze_adopt(f, images);
 	for (uint32_t i = 0; i < snap->tree->disk_count; i++) {
 		if (!r)
 			r = prepare_disk(f, i, images[i]);
 		else if (images[i])
-			drop_image(images[i]);
+			freeze_drop_image(images[i]);
 	}
 	return r ? r : extend_chains(f);
 }
@@ -391,7 +171,7 @@ static int look_again(struct freeze *f, uint32_t number)
 		return r;
 	space_release_link(l);
 	ff_image_unlink(l->img);
-	r = make_image(f, inode, inode->image, &img);
+	r = freeze_make_image(f, inode, inode->image, &img);
 	if (r)
 		return r;
 	ff_image_free(l->img);
@@ -462,9 +242,7 @@ static void undo(struct freeze *f)
 	ff_autofree bool *stays = calloc(snap->link_count + 1, sizeof *stays);
 	bool any = false;
 
-	for (size_t i = 0; i < f->spare_count; i++)
-		if (f->spares[i].img)
-			drop_image(ff_take_ptr(&f->spares[i].img));
+	freeze_drop_spares(f);
 	for (size_t i = 0; i < snap->link_count; i++)
 		if (snap->links[i] && must_stay(snap->links[i])) {
 			any = true;
@@ -565,7 +343,7 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 		return r;
 	}
 	store->next_seq++;
-	r = make_spares(&f);
+	r = freeze_make_spares(&f);
 	if (!r)
 		r = make_durable(&f);
 	if (!r) {

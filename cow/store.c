@@ -271,6 +271,19 @@ static void store_free(struct ff_store *s)
 	free(s);
 }
 
+struct tree_walk source_walk(const struct ff_store *s)
+{
+	return (struct tree_walk){
+	    .source_fd = s->source_fd,
+	    .dev = s->source_dev,
+	    .hide_dev = s->fleece_dev,
+	    .hide_ino = s->fleece_ino,
+	    .hide_name = FF_HIDDEN_NAME,
+	    .exclude = s->exclude,
+	    .exclude_count = s->cfg.exclude_count,
+	};
+}
+
 int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 {
 	struct ff_store *s = aligned_alloc(_Alignof(struct ff_store), sizeof *s);
