@@ -329,32 +329,45 @@ static int look_at(struct walk *w, int dirfd, const char *name, struct ff_frozen
 	return r;
 }
 
-/* One entry, w->path being its path. -ENOENT: it is not to be in the tree. */
+/* Takes the entry NAME in, by itself: F is what it is, *FD its descriptor if it is a directory.
+ * KNOWN: another name of it was met before. DEEP: its path does not fit. -ENOENT: it is not to be
+ * in the tree. */
+static int meet(struct walk *w, int dirfd, uint32_t parent, const char *name, bool deep,
+                struct ff_frozen *f, int *fd, uint32_t *out, bool *known)
+{
+	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, f, fd);
+
+	if (r)
+		return r;
+	f->parent = parent;
+	if (deep && (S_ISREG(f->st.st_mode) || S_ISDIR(f->st.st_mode)))
+		f->disk = TREE_TOO_DEEP;
+	r = add_inode(w, f, out, known);
+	if (r || *known) {
+		free(f->target);
+		return r;
+	}
+	if (w->how->xattrs && !f->device) /* they would be the symlink's */
+		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
+	return r == -ENOENT ? 0 : r; /* gone behind the mount, this instant: it is in already */
+}
+
+/* One entry with all that it holds, w->path being its path. -ENOENT as above. */
 static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *name, size_t path_len,
                       uint32_t *out)
 {
 	ff_autoclose int fd = -1;
 	struct ff_frozen f;
 	bool known = false;
-	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, &f, &fd);
+	int r = meet(w, dirfd, parent, name, false, &f, &fd, out, &known);
 
-	if (r)
+	if (r || known)
 		return r;
-	f.parent = parent;
-	r = add_inode(w, &f, out, &known);
-	if (r || known) {
-		free(f.target);
-		return r;
-	}
-	if (w->how->xattrs && !f.device) /* they would be the symlink's */
-		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
-	if (r == -ENOENT)
-		r = 0; /* gone behind the mount, this instant: it is in the tree already */
-	if (!r && S_ISREG(f.st.st_mode)) {
+	if (S_ISREG(f.st.st_mode)) {
 		w->tree->inodes[*out].path = strdup(w->path);
 		r = w->tree->inodes[*out].path ? tree_add_disk(w->tree, *out) : -ENOMEM;
 	}
-	if (!r && S_ISDIR(f.st.st_mode))
+	if (S_ISDIR(f.st.st_mode))
 		r = walk_dir(w, fd, *out, path_len);
 	return r;
 }
@@ -366,25 +379,15 @@ static int walk_too_deep(struct walk *w, int dirfd, uint32_t parent, const char 
 	ff_autoclose int fd = -1;
 	struct ff_frozen f;
 	bool known = false;
-	int r = excluded(w, name) ? -ENOENT : look_at(w, dirfd, name, &f, &fd);
+	int r = meet(w, dirfd, parent, name, true, &f, &fd, out, &known);
 
-	if (r)
-		return r;
-	f.parent = parent;
-	if (S_ISREG(f.st.st_mode) || S_ISDIR(f.st.st_mode))
-		f.disk = TREE_TOO_DEEP;
-	r = add_inode(w, &f, out, &known);
-	if (r || known)
-		free(f.target);
-	if (!r && !known && w->how->xattrs && !f.device)
-		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
 	if (!r && f.disk == TREE_TOO_DEEP && w->how->xattrs && !w->told_deep) {
 		ff_warning("%s/%s: the path is too long: in the snapshot, what is there and deeper "
 		           "reads as an I/O error; exclude it",
 		           w->path, name);
 		w->told_deep = true;
 	}
-	return r == -ENOENT ? 0 : r;
+	return r;
 }
 
 /* Only once: an error ends the whole walk, and passes through all the directories above. */

@@ -452,7 +452,7 @@ static int dir_opendir(struct fs *fs, struct node *node, struct handle **out)
 	return 0;
 }
 
-/* --- tables --- */
+/* --- tables: also where two are alike, for a node's kind is told by its table --- */
 
 static const struct node_ops since_root_ops = {
     .denied = -EROFS,

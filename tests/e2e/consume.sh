@@ -23,14 +23,6 @@ overwrite() {
 	dd if=/dev/urandom of="$mnt/vm.img" bs=64k seek="$1" count="$2" conv=notrunc status=none
 }
 
-# The command fails, and says $1.
-refused() {
-	local what=$1
-	shift
-	! "$@" >"$tmp/out" 2>"$tmp/err" || fail "$* succeeds"
-	grep -q "$what" "$tmp/err" || fail "$*: $(cat "$tmp/err")"
-}
-
 used() {
 	du -sm "$fleece" | cut -f 1
 }

@@ -204,3 +204,11 @@ print(re.sub("|".join(places), lambda m: f"{tmp}/{places[m[0]]}".rstrip("/"), fo
 EOF
 	cat "$tmp/block"
 }
+
+# The command behind $1 fails, and says $1.
+refused() {
+	local what=$1
+	shift
+	! "$@" >"$tmp/out" 2>"$tmp/err" || fail "$* succeeds"
+	grep -q "$what" "$tmp/err" || fail "$*: $(cat "$tmp/err")"
+}

@@ -12,6 +12,7 @@ struct fixture fx;
 struct ff_disk *disk;
 int disk_fd = -1;
 char live[SIZE], views[SNAPS][SIZE];
+bool touched[SNAPS][CLUSTERS];
 
 void five_setup(void)
 {
@@ -48,6 +49,9 @@ void five_change(size_t off, size_t len, unsigned seed)
 {
 	fill(live + off, len, seed);
 	cr_assert_eq(live_write(disk, disk_fd, live + off, len, (off_t)off), 0);
+	for (int i = 0; i < SNAPS; i++)
+		for (size_t c = off / CLUSTER; c <= (off + len - 1) / CLUSTER; c++)
+			touched[i][c] = true;
 }
 
 const char *five_name_of(int i)
@@ -63,6 +67,7 @@ void five_freeze(int i)
 
 	cr_assert_eq(r, 0, "freeze %s: %s", five_name_of(i), strerror(-r));
 	memcpy(views[i], live, SIZE);
+	memset(touched[i], 0, sizeof touched[i]);
 }
 
 void five_expect(int i)

@@ -7,12 +7,14 @@
 
 #include "fixture.h"
 
-enum { SIZE = 300000, SNAPS = 5 };
+enum { SIZE = 300000, SNAPS = 5, CLUSTER = 4096, CLUSTERS = (SIZE + CLUSTER - 1) / CLUSTER };
 
 extern struct fixture fx;
 extern struct ff_disk *disk;
 extern int disk_fd;
 extern char live[SIZE], views[SNAPS][SIZE];
+/* By snapshot: which clusters were written to since it was made. */
+extern bool touched[SNAPS][CLUSTERS];
 
 void five_setup(void);
 /* Gives the handle back, as closing the store needs. */

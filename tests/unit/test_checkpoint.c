@@ -15,26 +15,7 @@
 #include "ff_util.h"
 #include "five.h"
 
-enum { CLUSTER = 4096, CLUSTERS = (SIZE + CLUSTER - 1) / CLUSTER };
-
-/* By snapshot: what was written to since it was made. */
-static bool touched[SNAPS][CLUSTERS];
-
 TestSuite(checkpoint, .init = five_setup, .fini = five_teardown);
-
-static void change(size_t off, size_t len, unsigned seed)
-{
-	five_change(off, len, seed);
-	for (int i = 0; i < SNAPS; i++)
-		for (size_t c = off / CLUSTER; c <= (off + len - 1) / CLUSTER; c++)
-			touched[i][c] = true;
-}
-
-static void freeze(int i)
-{
-	five_freeze(i);
-	memset(touched[i], 0, sizeof touched[i]);
-}
 
 static int checkpoint(int i)
 {
@@ -116,10 +97,10 @@ Test(checkpoint, gives_its_data_up_and_copies_nothing_more)
 	uint64_t before;
 	struct stat st;
 
-	freeze(0);
+	five_freeze(0);
 	before = used();
-	change(0, 100000, 2);
-	change(200000, 50000, 3);
+	five_change(0, 100000, 2);
+	five_change(200000, 50000, 3);
 	cr_assert_geq(saved_in(0), 150000);
 	five_shell("test $(stat -c %b $F/s0/disk-fleece-1.qcow2) -gt 290");
 	cr_assert_eq(checkpoint(0), 0);
@@ -128,8 +109,8 @@ Test(checkpoint, gives_its_data_up_and_copies_nothing_more)
 	five_shell("test $(stat -c %b $F/s0/disk-fleece-1.qcow2) -lt 50");
 	five_shell("qemu-img check -q $F/s0/disk-fleece-1.qcow2");
 	cr_assert_eq(used(), before + 2 * LEDGER_PAGE);
-	change(100000, 100000, 4);
-	change(0, 4096, 5);
+	five_change(100000, 100000, 4);
+	five_change(0, 4096, 5);
 	cr_assert_eq(saved_in(0), 0);
 	expect_checkpoint(0);
 	for (int i = 0; i < 2; i++) {
@@ -138,7 +119,7 @@ Test(checkpoint, gives_its_data_up_and_copies_nothing_more)
 		cr_assert_eq(saved_in(0), 0);
 		cr_assert_eq(used(), before + 2 * LEDGER_PAGE);
 	}
-	change(250000, 50000, 6);
+	five_change(250000, 50000, 6);
 	expect_checkpoint(0);
 	cr_assert_eq(checkpoint(0), 0, "it is one already");
 	cr_assert_eq(ff_store_drop(fx.store, "s0"), 0);
@@ -150,16 +131,16 @@ Test(checkpoint, gives_its_data_up_and_copies_nothing_more)
 
 Test(checkpoint, older_snapshots_keep_what_they_need)
 {
-	freeze(0);
-	change(0, 50000, 2);
-	freeze(1);
-	change(20000, 80000, 3);
+	five_freeze(0);
+	five_change(0, 50000, 2);
+	five_freeze(1);
+	five_change(20000, 80000, 3);
 	cr_assert_eq(checkpoint(1), 0);
 	/* s0 needs what lies beyond 50000 */
 	cr_assert_gt(saved_in(1), 0);
 	cr_assert_leq(saved_in(1), 60000);
 	five_expect(0);
-	change(150000, 10000, 4);
+	five_change(150000, 10000, 4);
 	five_expect(0);
 	expect_checkpoint(1);
 	expect_changes(0);
@@ -169,30 +150,30 @@ Test(checkpoint, older_snapshots_keep_what_they_need)
 	cr_assert_eq(ff_store_drop(fx.store, "s0"), 0);
 	cr_assert_eq(saved_in(1), 0, "only s0 needed that");
 	expect_checkpoint(1);
-	change(250000, 10000, 5);
+	five_change(250000, 10000, 5);
 	cr_assert_eq(saved_in(1), 0);
 	expect_checkpoint(1);
 }
 
 Test(checkpoint, newer_snapshots_are_as_before)
 {
-	freeze(0);
-	change(0, 50000, 2);
+	five_freeze(0);
+	five_change(0, 50000, 2);
 	cr_assert_eq(checkpoint(0), 0);
-	change(40000, 50000, 3);
-	freeze(1);
-	change(60000, 50000, 4);
+	five_change(40000, 50000, 3);
+	five_freeze(1);
+	five_change(60000, 50000, 4);
 	five_expect(1);
 	expect_checkpoint(0);
 	cr_assert_eq(checkpoint(1), 0);
-	change(200000, 50000, 5);
+	five_change(200000, 50000, 5);
 	expect_checkpoint(0);
 	expect_checkpoint(1);
 	/* what changed while s1 was the newest is s0's to know */
 	cr_assert_eq(ff_store_drop(fx.store, "s1"), 0);
 	cr_assert_eq(count_images(&fx), 1);
 	expect_checkpoint(0);
-	change(100000, 50000, 6);
+	five_change(100000, 50000, 6);
 	expect_checkpoint(0);
 	five_remount();
 	expect_checkpoint(0);
@@ -206,8 +187,8 @@ Test(checkpoint, one_that_is_read_is_busy)
 	char buf[100];
 	size_t got;
 
-	freeze(0);
-	change(0, 5000, 2);
+	five_freeze(0);
+	five_change(0, 5000, 2);
 	cr_assert_eq(ff_snap_get(fx.store, "s0", &snap), 0);
 	cr_assert_eq(ff_frozen_lookup(snap, ff_snap_root(snap), "disk", &f), 0);
 	cr_assert_eq(ff_reader_open(snap, f, &rd), 0);
@@ -242,7 +223,7 @@ Test(checkpoint, at_random)
 		case 1:
 		case 2:
 			if (state[i] == GONE) {
-				freeze(i);
+				five_freeze(i);
 				state[i] = WHOLE;
 			}
 			break;
@@ -257,7 +238,8 @@ Test(checkpoint, at_random)
 				five_remount();
 			break;
 		default:
-			change((x >> 8) % (SIZE - 9000), 1 + (x >> 4) % 9000, (unsigned)step + 10);
+			five_change((x >> 8) % (SIZE - 9000), 1 + (x >> 4) % 9000,
+			            (unsigned)step + 10);
 		}
 		for (int k = 0; k < SNAPS && step % 4 == 0; k++) {
 			if (state[k] == WHOLE) {
@@ -301,17 +283,17 @@ static void no_room(void)
 /* The save fails and the note does not: only who needed the data breaks. */
 Test(checkpoint, survives_a_save_that_fails)
 {
-	freeze(0);
-	change(0, 4096, 2);
-	freeze(1);
+	five_freeze(0);
+	five_change(0, 4096, 2);
+	five_freeze(1);
 	cr_assert_eq(checkpoint(1), 0);
-	change(0, 4096, 3); /* s0 has that: there is a ledger now, with a page for all of it */
+	five_change(0, 4096, 3); /* s0 has that: there is a ledger now, with a page for all of it */
 	cr_assert_eq(saved_in(1), 0);
 	no_room();
-	change(100000, 5000, 4);
+	five_change(100000, 5000, 4);
 	cr_assert_eq(state_of(0), FF_VIEW_BROKEN);
 	expect_checkpoint(1);
-	change(200000, 5000, 5);
+	five_change(200000, 5000, 5);
 	five_remount();
 	cr_assert_eq(state_of(0), FF_VIEW_BROKEN);
 	expect_checkpoint(1);
@@ -320,14 +302,14 @@ Test(checkpoint, survives_a_save_that_fails)
 /* Neither can be had. */
 Test(checkpoint, breaks_when_it_cannot_note)
 {
-	freeze(0);
-	freeze(1);
-	change(0, 9000, 2);
+	five_freeze(0);
+	five_freeze(1);
+	five_change(0, 9000, 2);
 	cr_assert_eq(checkpoint(1), 0);
 	no_room();
-	change(0, 9000, 3); /* that is marked already */
+	five_change(0, 9000, 3); /* that is marked already */
 	expect_checkpoint(1);
-	change(100000, 5000, 3);
+	five_change(100000, 5000, 3);
 	cr_assert_eq(state_of(0), FF_VIEW_BROKEN);
 	cr_assert_eq(state_of(1), FF_VIEW_BROKEN);
 	five_remount();
@@ -349,9 +331,9 @@ Test(checkpoint, is_lost_with_its_ledger)
 	};
 
 	for (size_t i = 0; i < FF_ARRAY_SIZE(harm); i++) {
-		freeze(0);
+		five_freeze(0);
 		cr_assert_eq(checkpoint(0), 0);
-		change(0, 100000, 2 + (unsigned)i);
+		five_change(0, 100000, 2 + (unsigned)i);
 		five_give_back();
 		fixture_close(&fx);
 		five_shell(harm[i]);

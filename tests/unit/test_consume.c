@@ -15,24 +15,15 @@
 #include "ff_util.h"
 #include "five.h"
 
-enum { CLUSTER = 4096, CLUSTERS = (SIZE + CLUSTER - 1) / CLUSTER, MIB = 1 << 20, BIG = 200 };
+enum { MIB = 1 << 20, BIG = 200 };
 
-static bool released[SNAPS][CLUSTERS], touched[SNAPS][CLUSTERS];
+static bool released[SNAPS][CLUSTERS];
 
 TestSuite(consume, .init = five_setup, .fini = five_teardown);
-
-static void change(size_t off, size_t len, unsigned seed)
-{
-	five_change(off, len, seed);
-	for (int i = 0; i < SNAPS; i++)
-		for (size_t c = off / CLUSTER; c <= (off + len - 1) / CLUSTER; c++)
-			touched[i][c] = true;
-}
 
 static void freeze(int i)
 {
 	five_freeze(i);
-	memset(touched[i], 0, sizeof touched[i]);
 	memset(released[i], 0, sizeof released[i]);
 }
 
@@ -128,14 +119,14 @@ static uint64_t released_of(const char *snapshot, const char *name)
 Test(consume, a_range_is_given_up)
 {
 	freeze(0);
-	change(0, 100000, 2);
+	five_change(0, 100000, 2);
 	cr_assert_eq(saved_in(0), 25 * CLUSTER);
 	give_up(0, 5000, 20000); /* clusters 2 to 5 */
 	cr_assert_eq(saved_in(0), 21 * CLUSTER);
 	cr_assert_eq(released_of("s0", "disk"), 4 * CLUSTER);
 	expect(0);
 	give_up(0, 150000, 50000);
-	change(140000, 100000, 3);
+	five_change(140000, 100000, 3);
 	cr_assert_eq(saved_in(0), (21 + 25 - 11) * CLUSTER, "%llu",
 	             (unsigned long long)saved_in(0));
 	expect(0);
@@ -154,16 +145,16 @@ Test(consume, a_range_is_given_up)
 Test(consume, others_keep_what_they_need)
 {
 	freeze(0);
-	change(0, 20000, 2);
+	five_change(0, 20000, 2);
 	freeze(1);
-	change(10000, 90000, 3);
+	five_change(10000, 90000, 3);
 	freeze(2);
-	change(50000, 90000, 4);
+	five_change(50000, 90000, 4);
 	give_up(1, 0, 200000);
 	expect(0);
 	expect(1);
 	expect(2);
-	change(100000, 150000, 5);
+	five_change(100000, 150000, 5);
 	expect(0);
 	expect(1);
 	expect(2);
@@ -217,7 +208,8 @@ Test(consume, at_random)
 				give_up(i, (x >> 8) % SIZE, 1 + (x >> 3) % 60000);
 			break;
 		default:
-			change((x >> 8) % (SIZE - 9000), 1 + (x >> 4) % 9000, (unsigned)step + 10);
+			five_change((x >> 8) % (SIZE - 9000), 1 + (x >> 4) % 9000,
+			            (unsigned)step + 10);
 		}
 		for (int k = 0; k < SNAPS && step % 4 == 0; k++)
 			if (state[k] == WHOLE)
