@@ -4,9 +4,9 @@
  * A change goes through two phases that never overlap:
  *
  *   1. Save (save.c), outside the barrier. Each cluster of the disk's newest link that the change
- * touches and that is not marked is claimed, read from the source, saved, marked, and given free. A
- *      cluster whose bytes the change does not alter is left as it is: it needs no saving. One run
- *      of clusters is one read and one save.
+ *      touches and that is not marked is claimed, read from the source, saved, marked, and given
+ *      free. A cluster whose bytes the change does not alter is left as it is: it needs no saving.
+ *      One run of clusters is one read and one save.
  *   2. Change, inside the barrier: the system call on the source, if the newest link is still the
  *      one that phase 1 saved for; if a freeze has come in between, phase 1 is done again for the
  *      new link. So a freeze waits for system calls on sources alone, never for a save, and no

@@ -2,8 +2,8 @@
  * At mount: what FLEECE_DIR holds becomes snapshots and chains again.
  *
  *   1. Read each directory: with a manifest it is a snapshot; without one it is an interrupted
- * mkdir and becomes .dropped-N; .dropped-N holds hidden images. A manifest that cannot be used
- * makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones.
+ *      mkdir and becomes .dropped-N; .dropped-N holds hidden images. A manifest that cannot be used
+ *      makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones.
  *   2. Load the images. One that is missing or invalid is a hole in its disk's chain: every older
  *      view of that disk may have needed it and is broken.
  *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in

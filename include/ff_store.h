@@ -402,9 +402,9 @@ int ff_raw_blocks(struct ff_raw *raw, uint64_t *blocks);
 
 void ff_raw_close(struct ff_raw *raw);
 
-/* --- what happens
- * --------------------------------------------------------------------------------- Looks at the
- * store while it works. Nothing here takes a lock that a guest's write could wait for longer than
+/* --- what happens: looks at the store while it works ------------------------------------------
+ *
+ * Nothing here takes a lock that a guest's write could wait for longer than
  * for an addition; a look at a snapshot costs as much as has happened in it, not as much as it has
  * disks. Numbers are each right by themselves; those that are read while guests write may be of
  * slightly different moments. */
