@@ -1,15 +1,15 @@
 /*
  * How the last mount ended, and whether SOURCE was left alone since.
  *
- * Three small text files in FLEECE_DIR, each written to a temporary name and renamed:
+ * Three small text files in FLEECE_DIR (text_file.c):
  *
  *   .source   which directory this FLEECE_DIR belongs to: inode and birth time of SOURCE
  *   .session  while mounted and after: the boot id, and which mounts of their filesystems
- * FLEECE_DIR and SOURCE had (superblock.c) .clean    written by a clean end: for each disk with a
- * chain its inode, birth time, size, mtime and ctime, and for each image of the chain "image", the
- * disk, the image's number and a hash of its L2 entries, or "known" without the hash, where it is
- * not to be compared; the last line is a hash of all before. Removed when a mount begins. Until
- * then no L2 entry may be changed.
+ *             FLEECE_DIR and SOURCE had (superblock.c)
+ *   .clean    written by a clean end, and sealed: for each disk with a chain its inode, birth time,
+ *             size, mtime and ctime, and for each image of the chain "image", the disk, the image's
+ *             number and a hash of its L2 entries, or "known" without the hash, where it is not to
+ *             be compared. Removed when a mount begins. Until then no L2 entry may be changed.
  *
  * .clean there: the mount ended cleanly; a disk which differs from its line, or has none that can
  * be read, was changed behind the mount's back. Else, .session is what one of now would be: the
@@ -19,9 +19,9 @@
  * says so in .session.
  *
  * Order at the beginning of a mount: what the ending means is made permanent in the images first,
- * then .session is written, then .alive (pulse.c) and .clean go. Killed between any two, the next
- * mount comes to the same conclusions. On storage that is full .session is written where it is: cut
- * in between, it is none of now.
+ * then .session is written, then .alive (pulse.c) and .clean go. Killed
+ * between any two, the next mount comes to the same conclusions. On storage that is full .session
+ * is written where it is: cut in between, it is none of now.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,17 +29,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include <xxhash.h>
 
 #include "cow/device.h"
 #include "cow/engine.h"
 #include "cow/io.h"
-#include "cow/open_regular.h"
+#include "cow/text_file.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { MAX_FILE = 64 << 20, SESSION_TEXT = 1024 };
+enum { SESSION_TEXT = 1024 };
 
 #define LOST "lost\n" /* in .session: something could not be written back */
 
@@ -63,81 +61,6 @@ struct ending_record {
 	struct image_line *images; /* malloc'd */
 	struct ending_line lines[];
 };
-
-/* The file's text, NUL-terminated; -ENOENT. The caller frees it. */
-static int read_text(int dirfd, const char *name, char **out)
-{
-	ff_autofree char *buf = NULL;
-	ff_autoclose int fd = -1;
-	size_t got = 0, size = 64;
-	struct stat st;
-	int r = open_regular(dirfd, name, O_RDONLY, &fd);
-
-	if (!r)
-		r = io_fstat(fd, &st);
-	if (!r && st.st_size > MAX_FILE)
-		r = -EINVAL;
-	if (r)
-		return r;
-	size += (size_t)st.st_size;
-	buf = malloc(size);
-	r = buf ? io_pread(fd, buf, size - 1, 0, &got) : -ENOMEM;
-	if (r)
-		return r;
-	buf[got] = '\0';
-	*out = ff_take_ptr(&buf);
-	return 0;
-}
-
-static int write_text(struct ff_store *s, const char *name, const char *text, size_t len)
-{
-	ff_autoclose int fd = -1;
-	char tmp[32];
-	int r;
-
-	snprintf(tmp, sizeof tmp, "%s.tmp", name);
-	r = io_unlinkat(s->fleece_fd, tmp, 0); /* of a daemon that was killed, or not ours at all */
-	if (!r || r == -ENOENT)
-		r = io_openat(s->fleece_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600,
-		              &fd);
-	if (!r)
-		r = io_pwrite(fd, text, len, 0);
-	if (!r)
-		r = io_fsync(fd);
-	if (!r)
-		r = io_renameat(s->fleece_fd, tmp, s->fleece_fd, name, 0);
-	if (!r)
-		r = io_fsync(s->fleece_fd);
-	if (r)
-		ff_error("%s/%s: cannot write: %s", s->fleece_path, name, strerror(-r));
-	return r;
-}
-
-/* Writes .session, where it is if there is no space for another. */
-static int write_session(struct ff_store *s, const char *text)
-{
-	ff_autoclose int fd = -1;
-	size_t len = strlen(text);
-	struct stat st;
-	int full = write_text(s, ".session", text, len), r;
-
-	if (full != -ENOSPC && full != -EDQUOT)
-		return full;
-	r = open_regular(s->fleece_fd, ".session", O_WRONLY, &fd);
-	if (!r)
-		r = io_fstat(fd, &st);
-	if (!r && st.st_nlink != 1)
-		r = full; /* not ours alone */
-	if (!r)
-		r = io_pwrite(fd, text, len, 0);
-	if (!r)
-		r = io_truncate(fd, len);
-	if (!r)
-		r = io_fsync(fd);
-	if (!r)
-		ff_info("%s/.session: written over", s->fleece_path);
-	return r ? full : 0;
-}
 
 int session_boot_id(char *out, size_t size)
 {
@@ -221,15 +144,10 @@ static bool parse_image(const char *text, struct image_line *l)
 static int parse_record(const char *text, struct ending_record **out)
 {
 	size_t room = 0;
-	const char *last = strstr(text, "xxh3 "), *p;
 	struct ending_record *rec;
-	char hash[32];
+	const char *last, *p;
 
-	if (!last || (last != text && last[-1] != '\n'))
-		return -EINVAL;
-	snprintf(hash, sizeof hash, "xxh3 %016llx\n",
-	         (unsigned long long)XXH3_64bits(text, (size_t)(last - text)));
-	if (strcmp(hash, last) != 0)
+	if (!text_is_sealed(text, &last))
 		return -EINVAL;
 	for (p = text; p < last; p++)
 		room += *p == '\n';
@@ -255,7 +173,7 @@ int session_ending(struct ff_store *s, enum ending *how, struct ending_record **
 	ff_autofree char *clean = NULL, *session = NULL;
 	size_t boot;
 	char now[SESSION_TEXT];
-	int r = read_text(s->fleece_fd, ".clean", &clean);
+	int r = text_read(s->fleece_fd, ".clean", &clean);
 
 	*record = NULL;
 	if (!r || r == -EINVAL || r == -ELOOP) {
@@ -275,7 +193,7 @@ int session_ending(struct ff_store *s, enum ending *how, struct ending_record **
 	r = session_text(s, now);
 	if (r)
 		return r;
-	r = read_text(s->fleece_fd, ".session", &session);
+	r = text_read(s->fleece_fd, ".session", &session);
 	if (r && r != -ENOENT)
 		ff_error("%s/.session cannot be read: %s", s->fleece_path, strerror(-r));
 	boot = strcspn(now, "\n") + 1;
@@ -342,8 +260,8 @@ int session_begin(struct ff_store *s)
 	char now[SESSION_TEXT];
 	int r = session_text(s, now);
 
-	if (!r && (read_text(s->fleece_fd, ".session", &before) || strcmp(before, now) != 0))
-		r = write_session(s, now);
+	if (!r && (text_read(s->fleece_fd, ".session", &before) || strcmp(before, now) != 0))
+		r = text_write_over(s, ".session", now, strlen(now));
 	if (r)
 		return r;
 	r = pulse_forget(s);
@@ -423,7 +341,7 @@ static int lost_pages(struct ff_disk *d, void *ctx)
 
 int session_end(struct ff_store *s)
 {
-	char *text = NULL, hash[32];
+	char *text = NULL, seal[TEXT_SEAL];
 	size_t len = 0;
 	FILE *f = open_memstream(&text, &len);
 	bool chains = false;
@@ -441,7 +359,7 @@ int session_end(struct ff_store *s)
 		if (!r)
 			r = disk_each(s, disk_sync_device, NULL);
 		if (r && disk_each(s, lost_pages, NULL))
-			write_session(s, LOST);
+			text_write_over(s, ".session", LOST, strlen(LOST));
 	}
 	if (!r)
 		r = disk_each(s, add_line, f);
@@ -450,12 +368,12 @@ int session_end(struct ff_store *s)
 		free(text);
 		return r ? r : -ENOMEM;
 	}
-	snprintf(hash, sizeof hash, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));
-	fputs(hash, f);
+	text_seal(text, len, seal);
+	fputs(seal, f);
 	if ((fclose(f) || !text) && !r) /* the text is copied once more */
 		r = -ENOMEM;
 	if (!r)
-		r = write_text(s, ".clean", text, len);
+		r = text_write(s, ".clean", text, len);
 	free(text);
 	return r;
 }
@@ -471,7 +389,7 @@ int session_check_source(struct ff_store *s, bool has_snapshots)
 		return r;
 	snprintf(mine, sizeof mine, "%llu %lld %u\n", (unsigned long long)id.ino,
 	         (long long)id.btime_sec, id.btime_nsec);
-	r = read_text(s->fleece_fd, ".source", &text);
+	r = text_read(s->fleece_fd, ".source", &text);
 	if (!r && strcmp(text, mine) == 0)
 		return 0;
 	if (r && r != -ENOENT && r != -EINVAL &&
@@ -486,5 +404,5 @@ int session_check_source(struct ff_store *s, bool has_snapshots)
 		         s->fleece_path, s->source_path);
 		return -EINVAL;
 	}
-	return write_text(s, ".source", mine, strlen(mine));
+	return text_write(s, ".source", mine, strlen(mine));
 }
