@@ -161,6 +161,8 @@ struct ff_snap {
 	struct link **links;    /* by the tree's disk number; lock: admin, and constant for
 	                           readers until dropped; NULL: that image is lost */
 	size_t link_count;      /* as many as the tree has disks, but for a damaged one */
+	uint64_t made;          /* the mount that made it: see known.c; 0: not known */
+	bool absent;            /* from an earlier mount: no link of it is believed */
 	bool damaged;           /* its manifest is; there is no tree to show, only EIO */
 	bool checkpoint;        /* lock: snap.lock; its views are not opened any more */
 	/* for looks at it; constant once published: see status_prepare() */
@@ -205,6 +207,7 @@ struct ff_store {
 	struct timespec changed;   /* lock: snaps_lock */
 	uint64_t namings;          /* lock: snaps_lock; names that were given */
 	struct fleece_dir *hidden; /* lock: admin; directories of dropped snapshots */
+	uint64_t mount;            /* the number of this one: see known.c; constant once open */
 	uint64_t next_seq;         /* lock: admin */
 	uint64_t next_drop;        /* lock: admin; for names of dropped snapshots */
 	atomic_uint late;          /* jobs on fleece storage that nobody waits for any more */
@@ -425,6 +428,17 @@ int session_begin(struct ff_store *s);
 int session_end(struct ff_store *s);
 /* FLEECE_DIR is this SOURCE's, or nobody's yet: -EINVAL, logged. HAS_SNAPSHOTS: is it in use? */
 int session_check_source(struct ff_store *s, bool has_snapshots);
+
+/* --- known.c: the snapshots that the last mount had --- */
+struct known;
+int known_load(struct ff_store *s, struct known **out);
+/* Did it have the one that the mount MADE made as SEQ? */
+bool known_has(const struct known *k, uint64_t made, uint64_t seq);
+void known_free(struct known *k);
+/* This mount gets a number, and has the snapshots that are there. Locks: admin. */
+int known_begin(struct ff_store *s);
+/* What a text says, for tests: -EINVAL. */
+int known_parse(const char *text, struct known **out);
 
 /* --- superblock.c --- */
 /* Names, in OUT, this mount of the filesystem that FD is on, as no other of this boot; "-": that

@@ -297,6 +297,7 @@ static int publish(struct freeze *f, unsigned flags)
 	struct ff_snap *snap = f->snap;
 	struct manifest m = {
 	    .seq = snap->seq,
+	    .made = f->store->mount,
 	    .ephemeral = flags & FF_FREEZE_EPHEMERAL,
 	    .durable = f->store->cfg.durable,
 	    .tree = snap->tree,
@@ -307,6 +308,7 @@ static int publish(struct freeze *f, unsigned flags)
 		ff_error("%s: cannot be made durable: %s", f->store->source_path, strerror(-r));
 		return r;
 	}
+	snap->made = m.made;
 	snap->ephemeral = m.ephemeral;
 	snap->durable = m.durable;
 	r = manifest_write(snap->dir->fd, &m, m.durable);

@@ -78,6 +78,8 @@ static void unlink_note(struct ff_store *s, const struct identity *id, uint64_t 
 
 void lost_forget_missing(const struct ff_snap *snap)
 {
+	if (snap->absent) /* a note under its number is of another's image */
+		return;
 	for (size_t i = 0; i < snap->link_count && i < snap->tree->disk_count; i++) {
 		const struct ff_frozen *f = &snap->tree->inodes[snap->tree->disks[i]];
 		struct identity id = {snap->store->source_dev, f->st.st_ino, f->btime_sec,

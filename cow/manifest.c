@@ -2,12 +2,13 @@
  * Format, all numbers big-endian:
  *
  *   0   8  "FLEECEMF"
- *   8   4  version, 1
+ *   8   4  version, 2; in 1 the mount is missing, and the inodes begin at 32
  *  12   4  flags: 1 ephemeral, 2 durable
  *  16   8  seq
  *  24   4  number of inodes
  *  28   4  number of disks
- *  32      the inodes, each
+ *  32   8  the mount that made it, not 0
+ *  40      the inodes, each
  *            mode, nlink, uid, gid, rdev, blksize      6 × 4 (rdev 8)
  *            ino, size, blocks                          3 × 8
  *            atime, mtime, ctime, btime                 4 × (8 seconds + 4 nanoseconds)
@@ -38,7 +39,15 @@
 
 static const char magic[8] = "FLEECEMF";
 
-enum { VERSION = 1, HEAD = 32, TAIL = 8, EPHEMERAL = 1, DURABLE = 2, MAX_BYTES = 1 << 30 };
+enum {
+	VERSION = 2,
+	VERSION_NO_MOUNT = 1,
+	HEAD = 32,
+	TAIL = 8,
+	EPHEMERAL = 1,
+	DURABLE = 2,
+	MAX_BYTES = 1 << 30
+};
 
 struct out {
 	char *buf;
@@ -128,11 +137,13 @@ int manifest_encode(const struct manifest *m, void **out, size_t *len)
 	struct out o = {0};
 
 	put(&o, magic, sizeof magic);
-	put32(&o, VERSION);
+	put32(&o, m->made ? VERSION : VERSION_NO_MOUNT);
 	put32(&o, (m->ephemeral ? EPHEMERAL : 0) | (m->durable ? DURABLE : 0));
 	put64(&o, m->seq);
 	put32(&o, m->tree->count);
 	put32(&o, m->tree->disk_count);
+	if (m->made)
+		put64(&o, m->made);
 	for (uint32_t i = 0; i < m->tree->count; i++)
 		put_inode(&o, &m->tree->inodes[i]);
 	if (!o.failed)
@@ -390,7 +401,7 @@ static void take_tree(struct in *in, struct tree *t, uint32_t inodes, uint32_t d
 int manifest_decode(const void *buf, size_t len, struct manifest *out, const char **why)
 {
 	struct in in = {buf, (const char *)buf + len, NULL, false};
-	uint32_t flags, inodes, disks;
+	uint32_t version, flags, inodes, disks;
 	struct tree *t;
 
 	*why = "it is not a manifest of fleecefs";
@@ -398,7 +409,8 @@ int manifest_decode(const void *buf, size_t len, struct manifest *out, const cha
 		return -EINVAL;
 	*why = "it is of another version";
 	in.p += sizeof magic;
-	if (take32(&in) != VERSION)
+	version = take32(&in);
+	if (version != VERSION && version != VERSION_NO_MOUNT)
 		return -EINVAL;
 	*why = "its checksum does not match";
 	in.end -= TAIL;
@@ -408,8 +420,10 @@ int manifest_decode(const void *buf, size_t len, struct manifest *out, const cha
 	out->seq = take64(&in);
 	inodes = take32(&in);
 	disks = take32(&in);
-	*why = "it has no inodes, or unknown flags";
-	if (inodes == 0 || (flags & ~(uint32_t)(EPHEMERAL | DURABLE)) || out->seq == 0)
+	out->made = version == VERSION ? take64(&in) : 0;
+	*why = "it has no inodes, no mount, or unknown flags";
+	if (in.why || inodes == 0 || (version == VERSION && !out->made) ||
+	    (flags & ~(uint32_t)(EPHEMERAL | DURABLE)) || out->seq == 0)
 		return -EINVAL;
 	t = calloc(1, sizeof *t);
 	if (!t)

@@ -15,6 +15,7 @@
 
 struct manifest {
 	uint64_t seq;
+	uint64_t made; /* the mount that made it: see known.c; 0: by a fleecefs that told none */
 	bool ephemeral;
 	bool durable;
 	struct tree *tree;

@@ -3,7 +3,8 @@
  *
  *   1. Read each directory: with a manifest it is a snapshot; without one it is an interrupted
  *      mkdir and becomes .dropped-N; .dropped-N holds hidden images. A manifest that cannot be used
- *      makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones.
+ *      makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones. One
+ *      that the last mount did not have (known.c) is listed as well, and its images are left out.
  *   2. Load the images. One that is missing or invalid is a hole in its disk's chain: every older
  *      view of that disk may have needed it and is broken.
  *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in
@@ -440,6 +441,8 @@ int recover(struct ff_store *s)
 	if (!r)
 		r = session_check_source(s, names.count > 0);
 	if (!r)
+		r = known_load(s, &rc.known);
+	if (!r)
 		r = recovery_load(&rc, &names);
 	if (!r)
 		r = session_ending(s, &rc.ending, &rc.record);
@@ -453,6 +456,8 @@ int recover(struct ff_store *s)
 		r = note_missing(&rc);
 	if (!r)
 		r = lost_recall(s, is_missing, &rc);
+	if (!r)
+		r = known_begin(s);
 	if (!r)
 		r = session_begin(s);
 	if (!r) {
@@ -471,6 +476,7 @@ int recover(struct ff_store *s)
 		free(names.list[i]);
 	free(names.list);
 	session_record_free(rc.record);
+	known_free(rc.known);
 	tree_free(rc.source);
 	free(rc.hidden);
 	free(rc.found);

@@ -349,13 +349,21 @@ static int take_snapshot(struct recovery *rc, const char *name)
 		return r;
 	}
 	snap->dir = dir;
+	snap->made = bad ? 0 : m.made;
+	snap->absent = !bad && !known_has(rc->known, m.made, m.seq);
 	snap->ephemeral = !bad && m.ephemeral;
 	snap->durable = !bad && m.durable;
 	snap->checkpoint = checkpoint;
 	snap->damaged = bad;
 	snap->link_count = snap->tree->disk_count;
 	snap_publish(snap); /* from here on it is freed with the store */
-	r = bad ? load_below(rc, dir, snap) : take_images(rc, snap, &m);
+	if (snap->absent)
+		ff_error("%s/%s: it was not there, or could not be read, when fleecefs was mounted "
+		         "last, and lacks what was changed then: all of its views are lost; remove "
+		         "it with rmdir",
+		         s->fleece_path, name);
+	else
+		r = bad ? load_below(rc, dir, snap) : take_images(rc, snap, &m);
 	if (r)
 		return r;
 	snap->links = calloc(snap->link_count + 1, sizeof(struct link *));

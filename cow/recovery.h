@@ -33,6 +33,7 @@ struct recovery {
 	enum ending ending;
 	int64_t alive_until; /* a disk with a later ctime was changed after a killed daemon */
 	struct ending_record *record;
+	struct known *known;
 	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
 };
 

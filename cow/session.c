@@ -19,7 +19,7 @@
  * says so in .session.
  *
  * Order at the beginning of a mount: what the ending means is made permanent in the images first,
- * then .session is written, then .alive (pulse.c) and .clean go. Killed
+ * then .known (known.c) and .session are written, then .alive (pulse.c) and .clean go. Killed
  * between any two, the next mount comes to the same conclusions. On storage that is full .session
  * is written where it is: cut in between, it is none of now.
  */

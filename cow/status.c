@@ -18,6 +18,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
+#include "cow/reasons.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -220,6 +221,11 @@ static int tell_notable(struct look *k)
 	return r;
 }
 
+static const char *why_missing(const struct ff_snap *snap)
+{
+	return snap->absent ? WHY_ABSENT : lost_image;
+}
+
 /* What has no image. */
 static int tell_missing(struct look *k)
 {
@@ -231,7 +237,7 @@ static int tell_missing(struct look *k)
 		if (!k->snap->links[i]) {
 			struct ff_disk_status st = {
 			    .state = FF_VIEW_BROKEN,
-			    .reason = lost_image,
+			    .reason = why_missing(k->snap),
 			    .frozen_bytes = (uint64_t)t->inodes[t->disks[i]].st.st_size};
 
 			missing--;
@@ -348,7 +354,8 @@ int ff_frozen_status(struct ff_snap *snap, const struct ff_frozen *f, struct ff_
 		return r;
 	l = f->disk < snap->link_count ? snap->links[f->disk] : NULL;
 	*out = (struct ff_disk_status){.state = FF_VIEW_BROKEN,
-	                               .reason = f->disk == TREE_TOO_DEEP ? too_long : lost_image,
+	                               .reason =
+	                                   f->disk == TREE_TOO_DEEP ? too_long : why_missing(snap),
 	                               .frozen_bytes = (uint64_t)f->st.st_size};
 	if (l)
 		disk_status(l, NULL, out);

@@ -282,7 +282,7 @@ static int take_dir(struct reading *rd, const char *name)
 static bool is_temporary(const char *name)
 {
 	return strcmp(name, ".source.tmp") == 0 || strcmp(name, ".session.tmp") == 0 ||
-	       strcmp(name, ".clean.tmp") == 0;
+	       strcmp(name, ".clean.tmp") == 0 || strcmp(name, ".known.tmp") == 0;
 }
 
 int inventory_read(int fleece_fd, struct inventory *out)

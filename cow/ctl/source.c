@@ -95,14 +95,15 @@ static int read_ending(int fleece_fd, const char *fleece_path, struct source *sr
 	ff_autofree struct ff_store *s = NULL;
 	int r;
 
-	if (src->fd < 0 && !has_clean(fleece_fd))
-		return 0;
 	s = calloc(1, sizeof *s);
 	if (!s)
 		return -ENOMEM;
 	s->fleece_fd = fleece_fd;
 	s->source_fd = src->fd;
 	s->fleece_path = (char *)fleece_path;
+	r = known_load(s, &src->known);
+	if (r == -ENOMEM || (src->fd < 0 && !has_clean(fleece_fd)))
+		return r == -ENOMEM ? r : 0;
 	s->source_path = src->path ? src->path : (char *)"SOURCE";
 	r = session_ending(s, &src->ending, &src->record);
 	if (!r)
@@ -134,6 +135,7 @@ void source_free(struct source *src)
 	if (src->fd >= 0)
 		close(src->fd);
 	session_record_free(src->record);
+	known_free(src->known);
 	free(src->path);
 }
 

@@ -14,6 +14,7 @@ struct source {
 	enum ending ending;
 	int64_t alive_until;          /* after a killed one */
 	struct ending_record *record; /* after a clean one */
+	struct known *known;          /* the snapshots that it had; NULL: cannot be told */
 };
 
 /* Looks for it at HINT (NULL: none given), above the fleece directory, and where the images say.

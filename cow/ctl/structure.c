@@ -131,6 +131,13 @@ static void check_snapshot(struct checking *c, size_t dir)
 		       d->why && d->error == -EINVAL ? d->why : strerror(-d->error));
 		return;
 	}
+	if (!c->live && c->src->known &&
+	    !known_has(c->src->known, d->manifest.made, d->manifest.seq))
+		remark(
+		    c, true,
+		    "%s: it was not there, or could not be read, when fleecefs was mounted last, "
+		    "and lacks what was changed then",
+		    d->name);
 	if (is_torn(c, d))
 		remark(c, true,
 		       "%s: not durable, and power was lost, or a filesystem failed, before it "

@@ -87,15 +87,15 @@ for kind in link dirlink dangling fifo device socket dir empty; do
 		timeout 20 dd if=/dev/urandom of="$mnt/a.img" bs=4096 count=20 conv=notrunc status=none
 		timeout 20 rmdir "$snaps/damaged" "$snaps/sound"
 		umount_fs
-		[ "$(find "$fleece" -mindepth 1 ! -name '.lock' ! -name .source ! -name .session ! -name .clean | wc -l)" = 0 ] ||
+		[ "$(find "$fleece" -mindepth 1 ! -name '.lock' ! -name .source ! -name .session ! -name .clean ! -name .known | wc -l)" = 0 ] ||
 			fail "left after rmdir: $(find "$fleece")"
 		untouched
 	done
 done
 
-step "in the place of .lock, .session, .clean, .source and their temporary files"
+step "in the place of .lock, .session, .clean, .known, .source and their temporary files"
 for kind in link dirlink dangling fifo device dir hard; do
-	for name in .lock .session .session.tmp .clean .clean.tmp .source .source.tmp; do
+	for name in .lock .session .session.tmp .clean .clean.tmp .known .known.tmp .source .source.tmp; do
 		plant $kind "$fleece/$name"
 		status=0
 		timeout 20 "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" </dev/null >"$tmp/log" 2>&1 || status=$?

@@ -480,7 +480,7 @@ static void check_left(struct round *r, int parent, const char *dir, const char 
 unsigned round_drop_all(struct round *r)
 {
 	static const char *const own[] = {".lock",  ".session", ".source", ".clean",
-	                                  ".alive", ".aside-",  NULL};
+	                                  ".alive", ".aside-",  ".known",  NULL};
 	unsigned before = r->model->complaints;
 	struct listing l = {.count = 0};
 

@@ -174,7 +174,8 @@ static enum outcome look(struct ff_store *store, int s, int d)
 static bool depends(const struct file *f, bool killed, int s, int d)
 {
 	if (f->snap < 0)
-		return strcmp(f->path, killed ? ".session" : ".clean") == 0;
+		return strcmp(f->path, killed ? ".session" : ".clean") == 0 ||
+		       strcmp(f->path, ".known") == 0;
 	if (f->disk < 0) /* the manifest */
 		return s == f->snap;
 	return d == f->disk && s <= f->snap;

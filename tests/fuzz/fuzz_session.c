@@ -1,13 +1,15 @@
 /*
  * The small text files of FLEECE_DIR and the names of notes. The first byte of an input chooses:
- * the record of a clean end (with and without its hash put right), or one of the files, which is
- * then put in place and read as at a mount.
+ * the record of a clean end or the list of snapshots (with and without its hash put right), or one
+ * of the files, which is then put in place and read as at a mount.
  */
 #include "cow/session.c"
 
+#include <xxhash.h>
+
 #include "fuzz.h"
 
-enum { ENDING, SOURCE_NAME, ALIVE, KINDS };
+enum { ENDING, SOURCE_NAME, ALIVE, KNOWN, KINDS };
 
 static struct ff_store store;
 
@@ -74,8 +76,21 @@ static void check_record(const char *text)
 	session_record_free(rec);
 }
 
-/* The text as it is, and with the line that makes it a record. */
-static void check_records(const uint8_t *data, size_t size)
+static void check_known(const char *text)
+{
+	struct known *k = NULL;
+	int r = known_parse(text, &k);
+
+	FUZZ_CHECK(r == 0 || (r == -EINVAL && !k));
+	if (r == 0) {
+		FUZZ_CHECK(!known_has(k, 0, 1) || strstr(text, "known 0"));
+		known_has(k, 1, 1);
+		known_free(k);
+	}
+}
+
+/* The text as it is, and with the line that makes it whole. */
+static void check_sealed(const uint8_t *data, size_t size, void (*check)(const char *text))
 {
 	ff_autofree char *text = malloc(size + 40);
 	size_t len;
@@ -83,10 +98,10 @@ static void check_records(const uint8_t *data, size_t size)
 	FUZZ_CHECK(text != NULL);
 	memcpy(text, data, size);
 	text[size] = '\0';
-	check_record(text);
+	check(text);
 	len = strlen(text);
 	snprintf(text + len, 40, "xxh3 %016llx\n", (unsigned long long)XXH3_64bits(text, len));
-	check_record(text);
+	check(text);
 }
 
 static void check_ending(bool clean)
@@ -103,6 +118,7 @@ static void check_ending(bool clean)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	struct known *known;
 	int64_t until;
 	int r;
 
@@ -111,7 +127,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	switch (data[0] % KINDS) {
 	case ENDING:
-		check_records(data + 1, size - 1);
+		check_sealed(data + 1, size - 1, check_record);
 		fuzz_put(".clean", data + 1, size - 1);
 		check_ending(true);
 		unlinkat(fuzz_dir(), ".clean", 0);
@@ -125,6 +141,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		FUZZ_CHECK(r == 0 || r == -EINVAL);
 		FUZZ_CHECK(session_check_source(&store, false) == 0);
 		FUZZ_CHECK(session_check_source(&store, true) == 0);
+		break;
+	case KNOWN:
+		check_sealed(data + 1, size - 1, check_known);
+		fuzz_put(".known", data + 1, size - 1);
+		FUZZ_CHECK(known_load(&store, &known) == 0);
+		known_free(known);
+		FUZZ_CHECK(known_begin(&store) == 0 && known_load(&store, &known) == 0);
+		FUZZ_CHECK(known_has(known, store.mount, 5));
+		known_free(known);
 		break;
 	default:
 		fuzz_put(".alive", data + 1, size - 1);

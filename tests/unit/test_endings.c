@@ -423,7 +423,8 @@ static void bring_back(int i)
 	fixture_open(&fx);
 }
 
-/* The same for a whole snapshot that somebody moved away and back. Its number is another's then. */
+/* The same for a whole snapshot that somebody moved away and back. Its number is another's then,
+ * which is not harmed. */
 Test(endings, a_snapshot_that_comes_back)
 {
 	five_freeze(0);
@@ -434,13 +435,15 @@ Test(endings, a_snapshot_that_comes_back)
 	five_freeze(3);
 	five_change(200000, 50000, 5);
 	bring_back(1);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 2; i++)
 		cr_assert_eq(frozen_error(&fx, five_name_of(i), "disk"), -EIO);
+	five_expect(2);
 	five_expect(3);
 	fixture_close(&fx);
 	fixture_open(&fx);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 2; i++)
 		cr_assert_eq(frozen_error(&fx, five_name_of(i), "disk"), -EIO);
+	five_expect(2);
 	five_expect(3);
 }
 

@@ -73,9 +73,9 @@ Test(names, paths_that_lead_out_are_refused)
 }
 
 /* The manifest of a real tree, encoded. */
-static void *some_manifest(struct fixture *fx, size_t *len, struct tree **tree)
+static void *some_manifest(struct fixture *fx, uint64_t made, size_t *len, struct tree **tree)
 {
-	struct manifest m = {.seq = 5, .durable = true};
+	struct manifest m = {.seq = 5, .made = made, .durable = true};
 	struct tree_walk how = {.xattrs = true};
 	struct stat st;
 	void *buf;
@@ -100,7 +100,7 @@ static void *some_manifest(struct fixture *fx, size_t *len, struct tree **tree)
 	return buf;
 }
 
-Test(manifest, comes_back_as_it_was)
+static void comes_back(uint64_t made)
 {
 	struct fixture fx;
 	struct manifest m;
@@ -110,9 +110,10 @@ Test(manifest, comes_back_as_it_was)
 	void *buf;
 
 	fixture_init(&fx, 4096);
-	buf = some_manifest(&fx, &len, &tree);
+	buf = some_manifest(&fx, made, &len, &tree);
 	cr_assert_eq(manifest_decode(buf, len, &m, &why), 0);
 	cr_assert_eq(m.seq, 5);
+	cr_assert_eq(m.made, made);
 	cr_assert(m.durable && !m.ephemeral);
 	cr_assert_eq(m.tree->count, tree->count);
 	cr_assert_eq(m.tree->disk_count, 2);
@@ -132,6 +133,12 @@ Test(manifest, comes_back_as_it_was)
 	fixture_done(&fx);
 }
 
+Test(manifest, comes_back_as_it_was)
+{
+	comes_back(UINT64_C(0xfedcba9876543210));
+	comes_back(0); /* of before mounts were told */
+}
+
 /* Flips every bit in turn and cuts at every length; with the hash put right, so that each check of
  * the decoder is met, it may accept, but must never touch what it should not (the sanitizers say
  * so). */
@@ -145,7 +152,7 @@ Test(manifest, damaged_ones_do_no_harm)
 	char *buf, *copy;
 
 	fixture_init(&fx, 4096);
-	buf = some_manifest(&fx, &len, &tree);
+	buf = some_manifest(&fx, 77, &len, &tree);
 	copy = malloc(len);
 	for (size_t i = 0; i < len; i++) {
 		cr_assert_eq(manifest_decode(buf, i, &m, &why), -EINVAL);

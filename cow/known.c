@@ -1,0 +1,161 @@
+/*
+ * Which snapshots were there when a mount began, so that one which was not is known by it.
+ *
+ * A snapshot whose directory is away while there is a mount knows nothing of what is changed then:
+ * put back, it would show new data as old. A clean end leaves a record of each disk; but not even a
+ * killed daemon may be taken for one that had this snapshot. So each mount has a number, at random,
+ * each manifest tells in which mount it was made, and FLEECE_DIR/.known, sealed, tells
+ *
+ *   mount NUMBER       of the last mount that began
+ *   known NUMBER SEQ   for each snapshot that this mount began with: in which it was made, and its
+ *                      own number there
+ *
+ * A snapshot is known if the last mount made it or began with it. Any other was absent: none of its
+ * views is believed again, and none of its images joins a chain, for what the images of the others
+ * say is right without. Nor does a later mount begin with it. Numbers of snapshots come back, when
+ * all that are higher have gone; the pair does not.
+ *
+ * .known is replaced when recovery has judged all that it found, before anything is changed: if the
+ * mount is cut short then, what is not in it was away for nothing, which costs views but no truth.
+ * One that is gone or damaged knows no snapshot. Only those of manifests that tell of no mount, as
+ * they were made by a fleecefs that wrote no .known, are believed as long as there is none.
+ *
+ * A part of FLEECE_DIR that is put back from a copy of the same mount is not told from what it
+ * replaces.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "cow/engine.h"
+#include "cow/text_file.h"
+#include "ff_log.h"
+#include "ff_util.h"
+
+#define KNOWN ".known"
+
+struct one {
+	uint64_t made, seq;
+};
+
+struct known {
+	bool told; /* there is such a file, whatever it says */
+	uint64_t mount;
+	size_t count;
+	struct one list[];
+};
+
+static int by_number(const void *a, const void *b)
+{
+	const struct one *x = a, *y = b;
+
+	if (x->made != y->made)
+		return x->made < y->made ? -1 : 1;
+	return x->seq < y->seq ? -1 : x->seq > y->seq;
+}
+
+int known_parse(const char *text, struct known **out)
+{
+	ff_autofree struct known *k = NULL;
+	const char *end, *p;
+	size_t lines = 0;
+
+	if (!text_is_sealed(text, &end))
+		return -EINVAL;
+	for (p = text; p < end; p++)
+		lines += *p == '\n';
+	k = calloc(1, sizeof *k + lines * sizeof k->list[0]);
+	if (!k)
+		return -ENOMEM;
+	k->told = true;
+	if (sscanf(text, "mount %" SCNx64, &k->mount) != 1 || k->mount == 0)
+		return -EINVAL;
+	for (p = strchr(text, '\n') + 1; p < end; p = strchr(p, '\n') + 1) {
+		struct one *one = &k->list[k->count++];
+
+		if (sscanf(p, "known %" SCNx64 " %" SCNu64, &one->made, &one->seq) != 2)
+			return -EINVAL;
+	}
+	qsort(k->list, k->count, sizeof k->list[0], by_number);
+	*out = ff_take_ptr(&k);
+	return 0;
+}
+
+int known_load(struct ff_store *s, struct known **out)
+{
+	ff_autofree char *text = NULL;
+	int r = text_read(s->fleece_fd, KNOWN, &text);
+
+	if (r && r != -ENOENT && !text_is_foreign(r)) {
+		ff_error("%s/" KNOWN " cannot be read: %s", s->fleece_path, strerror(-r));
+		return r;
+	}
+	if (!r)
+		r = known_parse(text, out);
+	if (r != -ENOENT && !text_is_foreign(r))
+		return r;
+	if (r != -ENOENT)
+		ff_error("%s/" KNOWN " is damaged: which snapshots the last mount had cannot be "
+		         "told",
+		         s->fleece_path);
+	*out = calloc(1, sizeof **out);
+	if (!*out)
+		return -ENOMEM;
+	(*out)->told = r != -ENOENT;
+	return 0;
+}
+
+bool known_has(const struct known *k, uint64_t made, uint64_t seq)
+{
+	const struct one key = {made, seq};
+
+	if (!k->told)
+		return made == 0;
+	return (made && made == k->mount) ||
+	       (k->count && bsearch(&key, k->list, k->count, sizeof key, by_number));
+}
+
+void known_free(struct known *k)
+{
+	free(k);
+}
+
+static int new_number(uint64_t *out)
+{
+	do {
+		if (getrandom(out, sizeof *out, 0) != sizeof *out)
+			return errno ? -errno : -EIO;
+	} while (*out == 0);
+	return 0;
+}
+
+int known_begin(struct ff_store *s)
+{
+	char *text = NULL, seal[TEXT_SEAL];
+	size_t len = 0;
+	FILE *f;
+	int r = new_number(&s->mount), bad;
+
+	if (r)
+		return r;
+	f = open_memstream(&text, &len);
+	if (!f)
+		return -ENOMEM;
+	fprintf(f, "mount %016llx\n", (unsigned long long)s->mount);
+	for (const struct ff_snap *snap = s->snaps; snap; snap = snap->next)
+		if (!snap->absent && !snap->damaged)
+			fprintf(f, "known %016llx %llu\n", (unsigned long long)snap->made,
+			        (unsigned long long)snap->seq);
+	bad = fflush(f) || ferror(f); /* then there is no text, or only a part */
+	if (!bad) {
+		text_seal(text, len, seal);
+		fputs(seal, f);
+	}
+	bad |= fclose(f) || !text; /* the text is copied once more */
+	r = bad ? -ENOMEM : text_write_over(s, KNOWN, text, len);
+	free(text);
+	return r;
+}
