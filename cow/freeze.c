@@ -9,6 +9,9 @@
  *      whoever reads the chain reads the same as before.
  *   4. Close the barrier: no change of any source is under way. Look again at the disks that were
  *      changed since the epoch rose (size, times), and put each new link on top of its chain. Open.
+ *      Where one has another size than its image, open without having flipped, make that image
+ *      anew, and begin this step again: guests do not wait for fleece storage. At the last try, for
+ *      a disk that grows all the time, it is made within, and not waited for beyond cbw-timeout.
  *   5. Write the manifest, atomically. With it the snapshot exists; a daemon killed before that
  *      leaves a directory without one, which the next mount treats as a dropped snapshot, since
  *      older ones may need what was saved there after step 4.
@@ -16,7 +19,7 @@
  * Where a view was promised to survive power loss, storage must never hold a chain that leads to an
  * image which it does not hold, nor lack an image that a write relied on: so the filesystem is
  * synced after step 1 (the long time, while everything goes on), before and after step 3, and when
- * step 4 had to make an image anew. What a view leaves in its source must not be lost either: so
+ * step 4 has to make an image anew. What a view leaves in its source must not be lost either: so
  * SOURCE's filesystem is synced before step 5.
  *
  * The pause of a writer is step 4: two pointer writes for each disk, one fstat for each disk that
@@ -26,14 +29,16 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cow/freeze.h"
 #include "cow/io.h"
+#include "cow/late.h"
 #include "cow/manifest.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { QUIET_MS = 10000 };
+enum { QUIET_MS = 10000, TRIES = 4 };
 
 /* What was done so far is to outlive a loss of power, if anything is. */
 static int make_durable(struct freeze *f)
@@ -147,11 +152,12 @@ static int look_again(struct freeze *f, uint32_t number)
 {
 	struct ff_snap *snap = f->snap;
 	struct ff_frozen *inode = &snap->tree->inodes[snap->tree->disks[number]];
-	struct link *l = snap->links[number], *top;
-	struct ff_image *img;
 	struct stat st;
-	int r = disk_stat(l->disk, &st);
+	int r;
 
+	disk_use(snap->links[number]->disk);
+	r = disk_stat(snap->links[number]->disk, &st);
+	disk_unuse(snap->links[number]->disk);
 	if (r)
 		return r;
 	inode->st.st_size = st.st_size;
@@ -159,10 +165,28 @@ static int look_again(struct freeze *f, uint32_t number)
 	inode->st.st_mtim = st.st_mtim;
 	inode->st.st_ctim = st.st_ctim;
 	inode->st.st_mode = st.st_mode;
-	if ((uint64_t)st.st_size == ff_image_desc(l->img)->size)
-		return 0;
+	return 0;
+}
+
+/* Has the disk another size than its image? */
+static bool is_outgrown(const struct freeze *f, uint32_t number)
+{
+	const struct tree *t = f->snap->tree;
+
+	return (uint64_t)t->inodes[t->disks[number]].st.st_size !=
+	       ff_image_desc(f->snap->links[number]->img)->size;
+}
+
+/* Makes the image of a disk that has outgrown it anew. */
+static int remake(struct freeze *f, uint32_t number)
+{
+	struct ff_snap *snap = f->snap;
+	struct ff_frozen *inode = &snap->tree->inodes[snap->tree->disks[number]];
+	struct link *l = snap->links[number], *top = atomic_load(&l->disk->top);
+	struct ff_image *img;
+	int r = 0;
+
 	/* Nothing may name an image that is not there, should we be killed here. */
-	top = atomic_load(&l->disk->top);
 	if (top)
 		r = link_set_backing(top, NULL);
 	if (!r && top)
@@ -191,37 +215,98 @@ static int look_again(struct freeze *f, uint32_t number)
 	return r;
 }
 
+static int remake_outgrown(void *ctx)
+{
+	struct freeze *f = ctx;
+	int r = 0;
+
+	for (uint32_t i = 0; i < f->snap->tree->disk_count && !r; i++)
+		if (is_outgrown(f, i)) {
+			disk_use(f->snap->links[i]->disk);
+			r = remake(f, i);
+			disk_unuse(f->snap->links[i]->disk);
+		}
+	return r;
+}
+
+/* The same while guests wait: if it takes too long, they go on without the snapshot. */
+static int remake_in_time(struct freeze *f)
+{
+	unsigned limit = f->store->cfg.cbw_timeout;
+	int r;
+
+	limit = limit ? limit : QUIET_MS / 1000;
+	r = late_run(remake_outgrown, f, limit, &f->late);
+	if (r == -EAGAIN)
+		return remake_outgrown(f);
+	if (r == -ETIMEDOUT)
+		ff_error("%s: not made: a disk goes on growing, and %s has not answered for %u s "
+		         "while guests waited",
+		         f->snap->name, f->store->fleece_path, limit);
+	return r;
+}
+
+/* What remake_in_time() has left running is waited for by nobody but us. */
+static void settle(struct freeze *f)
+{
+	while (atomic_load(&f->late) > 0)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+static void put_on_top(struct freeze *f)
+{
+	struct ff_snap *snap = f->snap;
+
+	FF_GUARD(&f->store->chain);
+	for (uint32_t i = 0; i < snap->tree->disk_count; i++) {
+		struct link *l = snap->links[i], *top = atomic_load(&l->disk->top);
+
+		l->older = top;
+		if (top)
+			atomic_store_explicit(&top->newer, l, memory_order_release);
+		atomic_store(&l->disk->top, l);
+		atomic_store(&l->disk->wanted, true);
+	}
+}
+
+/* Within the closed barrier. LAST: no disk may stay outgrown. */
+static int flip_closed(struct freeze *f, unsigned epoch, bool last, bool *outgrown)
+{
+	int r = 0;
+
+	*outgrown = false;
+	for (uint32_t i = 0; i < f->snap->tree->disk_count && !r; i++)
+		if (atomic_load(&f->snap->links[i]->disk->touched) == epoch) {
+			r = look_again(f, i);
+			*outgrown |= is_outgrown(f, i);
+		}
+	if (!r && *outgrown && last) {
+		r = remake_in_time(f);
+		*outgrown = false;
+	}
+	if (!r && !*outgrown)
+		put_on_top(f);
+	return r;
+}
+
 /* Step 4. */
 static int flip(struct freeze *f, unsigned epoch)
 {
-	struct ff_snap *snap = f->snap;
-	uint32_t count = snap->tree->disk_count;
-	int r = barrier_close(f->store->writes, QUIET_MS);
+	bool outgrown = true;
+	int r = 0;
 
-	if (r) {
-		ff_error("%s: not made: a write to a disk has not ended for %d s", snap->name,
-		         QUIET_MS / 1000);
-		return r;
-	}
-	for (uint32_t i = 0; i < count && !r; i++)
-		if (atomic_load(&snap->links[i]->disk->touched) == epoch) {
-			disk_use(snap->links[i]->disk);
-			r = look_again(f, i);
-			disk_unuse(snap->links[i]->disk);
+	for (int tries = 1; !r && outgrown; tries++) {
+		r = barrier_close(f->store->writes, QUIET_MS);
+		if (r) {
+			ff_error("%s: not made: a write to a disk has not ended for %d s",
+			         f->snap->name, QUIET_MS / 1000);
+			return r;
 		}
-	if (!r) {
-		FF_GUARD(&f->store->chain);
-		for (uint32_t i = 0; i < count; i++) {
-			struct link *l = snap->links[i], *top = atomic_load(&l->disk->top);
-
-			l->older = top;
-			if (top)
-				atomic_store_explicit(&top->newer, l, memory_order_release);
-			atomic_store(&l->disk->top, l);
-			atomic_store(&l->disk->wanted, true);
-		}
+		r = flip_closed(f, epoch, tries == TRIES, &outgrown);
+		barrier_open(f->store->writes);
+		if (!r && outgrown)
+			r = remake_outgrown(f);
 	}
-	barrier_open(f->store->writes);
 	return r;
 }
 
@@ -354,6 +439,7 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 		if (!r)
 			r = flip(&f, epoch);
 		pthread_rwlock_unlock(&store->names);
+		settle(&f);
 	}
 	if (r == -EMFILE)
 		ff_error(

@@ -14,6 +14,7 @@ struct freeze {
 	struct ff_snap *snap;
 	struct spare *spares; /* made beforehand, sorted by inode; malloc'd */
 	size_t spare_count;
+	atomic_uint late; /* an image is being made that was not waited for */
 	bool durable; /* some disk of it has views that are to survive power loss, or will have */
 };
 
