@@ -228,10 +228,11 @@ struct ff_store {
 	void *_Atomic old_data[OLD_DATA_BUFFERS]; /* whoever takes one puts NULL in its place */
 	pthread_mutex_t disks_lock;
 	struct ff_disk *disks[DISK_BUCKETS]; /* lock: disks_lock */
-	pthread_mutex_t space_lock;          /* the next three; a leaf */
+	pthread_mutex_t space_lock;          /* the next four; a leaf */
 	uint64_t space_used;                 /* bytes that the images have allocated */
 	uint64_t space_unchecked;            /* allocated since free space was last asked for */
 	int64_t space_headroom;              /* what could still be allocated then */
+	uint64_t space_charged;              /* since the store was opened, never less */
 	uint64_t space_grown;                /* allocated since the store was opened; lock: space */
 	uint64_t growth_seen;                /* of that, in growth_bytes; lock: space */
 	struct timespec growth_time;         /* when; lock: space */

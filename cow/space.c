@@ -3,7 +3,10 @@
  *
  * Images charge what they are about to allocate and give back what they freed. Free space is asked
  * for again after every 64 MiB of growth or when the last answer would not suffice, so most charges
- * are an addition under a lock. -ENOSPC means that the policy for failed saves applies.
+ * are an addition under a lock. The lock is not held while storage is asked: it may hang, and then
+ * who needs no new answer goes on with the last one. What others charge meanwhile is taken off the
+ * answer, as if it did not know of that; if it then does not suffice, storage is asked once more.
+ * -ENOSPC means that the policy for failed saves applies.
  *
  * How fast they grow is an average over about the last minute: bytes allocated and seconds passed
  * are summed up, and whenever that is done (each second while there are snapshots, and by who
@@ -25,6 +28,7 @@
 
 enum {
 	RECHECK_BYTES = 64 << 20,
+	ASK_MOST = 16,
 	GROWTH_SECONDS = 60,
 	ANSWER_SECONDS = 1,
 	WARN_FIRST = 80, /* per cent */
@@ -46,17 +50,38 @@ static int64_t available(const struct statvfs *v)
 	return (int64_t)((uint64_t)v->f_bavail * v->f_frsize);
 }
 
-/* Lock: space_lock held. */
+/* Lets go of space_lock meanwhile: storage that hangs holds up who asks, and nobody else. */
 static void ask_for_headroom(struct ff_store *s)
 {
+	uint64_t charged = s->space_charged;
 	struct statvfs v;
+	int64_t left = 0;
 
 	s->space_unchecked = 0;
-	if (io_fstatvfs(s->fleece_fd, &v)) {
-		s->space_headroom = 0;
-		return;
+	pthread_mutex_unlock(&s->space_lock);
+	if (io_fstatvfs(s->fleece_fd, &v) == 0)
+		left = available(&v) - (int64_t)s->cfg.fleece_reserve;
+	pthread_mutex_lock(&s->space_lock);
+	/* Of what was charged in between the answer may not know yet. */
+	s->space_headroom = left - (int64_t)(s->space_charged - charged);
+}
+
+/* Is there room for so much, with what is to stay free? Lock: space_lock held, but not all the
+ * time. */
+static bool has_room(struct ff_store *s, int64_t bytes)
+{
+	uint64_t charged;
+
+	/* Who asks for the sake of RECHECK_BYTES has set the count to 0, so that only one does. */
+	if (s->space_unchecked > RECHECK_BYTES)
+		ask_for_headroom(s);
+	for (int i = 0; i < ASK_MOST && s->space_headroom < bytes; i++) {
+		charged = s->space_charged;
+		ask_for_headroom(s);
+		if (charged == s->space_charged) /* then the answer is exact */
+			break;
 	}
-	s->space_headroom = available(&v) - (int64_t)s->cfg.fleece_reserve;
+	return s->space_headroom >= bytes;
 }
 
 static int charge(struct ff_store *s, int64_t bytes, bool grows)
@@ -66,15 +91,14 @@ static int charge(struct ff_store *s, int64_t bytes, bool grows)
 		s->space_used -= FF_MIN(s->space_used, (uint64_t)-bytes);
 		return 0;
 	}
+	if (s->cfg.fleece_reserve && !has_room(s, bytes))
+		return -ENOSPC;
 	if (s->cfg.fleece_limit && s->space_used + (uint64_t)bytes > s->cfg.fleece_limit)
 		return -ENOSPC;
 	if (s->cfg.fleece_reserve) {
-		if (s->space_unchecked > RECHECK_BYTES || s->space_headroom < bytes)
-			ask_for_headroom(s);
-		if (s->space_headroom < bytes)
-			return -ENOSPC;
 		s->space_headroom -= bytes;
 		s->space_unchecked += (uint64_t)bytes;
+		s->space_charged += (uint64_t)bytes;
 	}
 	s->space_used += (uint64_t)bytes;
 	s->space_grown += grows ? (uint64_t)bytes : 0;
