@@ -85,6 +85,12 @@ static bool is_below(const char *path, const char *dir)
 	return strncmp(path, dir, n) == 0 && (path[n] == '\0' || path[n] == '/');
 }
 
+/* No call after the one that failed needs to be counted: whose it is, is a costly question. */
+static bool is_over(void)
+{
+	return !now.fault.all && now.fault.nth && now.count >= now.fault.nth;
+}
+
 /* Is PATH, seen from the directory FD, on the side of the fault? */
 static bool on_side(int fd, const char *path)
 {
@@ -127,7 +133,7 @@ bool fault_alloc(void)
 static int fails(const char *call, int fd, const char *path, enum kind kind)
 {
 	if (!now.armed || !round_in_engine || now.fault.error == FAULT_INTERRUPT ||
-	    now.fault.side == FAULT_MEMORY || !can_give(now.fault.error, kind) ||
+	    now.fault.side == FAULT_MEMORY || !can_give(now.fault.error, kind) || is_over() ||
 	    !on_side(fd, path))
 		return 0;
 	if (!is_due())
@@ -257,7 +263,7 @@ int __wrap_io_fdopendir(int fd, DIR **out)
 /* Is this call to be interrupted? With ALL each is, and then succeeds when it is resumed. */
 static bool interrupted(int fd, const char *path)
 {
-	if (!now.armed || !round_in_engine || now.fault.error != FAULT_INTERRUPT ||
+	if (!now.armed || !round_in_engine || now.fault.error != FAULT_INTERRUPT || is_over() ||
 	    !on_side(fd, path))
 		return false;
 	if (now.again) {
