@@ -1,5 +1,5 @@
 /*
- * The bytes of an image's ledger, REL-fleece-N.changed: which clusters changed though nothing is
+ * The bytes of an image's ledger, REL-fleece-N.dirty: which clusters changed though nothing is
  * saved of them, and which its view has given up. Pure functions, no I/O; the layout is drawn at
  * the top of ledger_format.c.
  */
@@ -11,7 +11,7 @@
 
 #include "cow/qcow2_image.h"
 
-#define LEDGER_SUFFIX "changed"
+#define LEDGER_SUFFIX "dirty" /* no longer than that of the image, which may fill a name */
 #define LEDGER_SECTOR 512u
 #define LEDGER_WORDS  63u                           /* of 64 clusters each, in a sector */
 #define LEDGER_BITS   (LEDGER_WORDS * 64u)          /* clusters in a sector */

@@ -138,14 +138,14 @@ umount_fs
 "$ctl" map --fleece-dir "$fleece" one/vm.img >"$tmp/err"
 grep -q '^preserved 0, ' "$tmp/err" || fail "$(cat "$tmp/err")"
 grep -q '^given up, or changed and not kept: 1[0-9]M$' "$tmp/err" || fail "$(cat "$tmp/err")"
-mv "$fleece/one/vm.img-fleece-1.changed" "$tmp/ledger"
+mv "$fleece/one/vm.img-fleece-1.dirty" "$tmp/ledger"
 ! "$ctl" check "$fleece" >"$tmp/err" || fail "a missing ledger is not seen"
 grep -q 'one/vm.img-fleece-1.qcow2: its record of changes is missing' "$tmp/err" || fail "$(cat "$tmp/err")"
-cp "$tmp/ledger" "$fleece/one/vm.img-fleece-1.changed"
-printf x | dd of="$fleece/one/vm.img-fleece-1.changed" bs=1 seek=4101 conv=notrunc status=none
+cp "$tmp/ledger" "$fleece/one/vm.img-fleece-1.dirty"
+printf x | dd of="$fleece/one/vm.img-fleece-1.dirty" bs=1 seek=4101 conv=notrunc status=none
 ! "$ctl" check "$fleece" >"$tmp/err" || fail "a damaged ledger is not seen"
 grep -q 'one/vm.img-fleece-1.qcow2: its record of changes is damaged' "$tmp/err" || fail "$(cat "$tmp/err")"
-cp --sparse=always "$tmp/ledger" "$fleece/one/vm.img-fleece-1.changed"
+cp --sparse=always "$tmp/ledger" "$fleece/one/vm.img-fleece-1.dirty"
 mount_fs
 is_checkpoint one
 is_checkpoint two

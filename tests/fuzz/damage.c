@@ -193,8 +193,8 @@ static bool log_names(const struct file *f)
 	/* the checksums may be spoken of as those of the image */
 	if (len > 5 && strcmp(name + len - 5, ".xxh3") == 0)
 		len -= 5;
-	if (len > 8 && strcmp(name + len - 8, ".changed") == 0)
-		len -= 8;
+	if (len > 6 && strcmp(name + len - 6, ".dirty") == 0)
+		len -= 6;
 	text[n > 0 ? n : 0] = '\0';
 	return memmem(text, strlen(text), name, len) != NULL;
 }

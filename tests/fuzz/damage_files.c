@@ -159,7 +159,7 @@ static int keep_one(const char *path, const struct stat *st, int type, struct FT
 		for (int d = 0; d < DISKS; d++)
 			if (strncmp(f->path + 3, disk_names[d], strlen(disk_names[d])) == 0)
 				f->disk = d;
-	f->ledger = strstr(f->path, ".changed") != NULL;
+	f->ledger = strstr(f->path, ".dirty") != NULL;
 	if (f->len >= QCOW2_HEAD_SIZE && qcow2_head_decode(f->data, &head, &l, &why) == 0) {
 		f->tables = l.l2_first * CS;
 		f->tables_end = l.data_first * CS;

@@ -320,14 +320,14 @@ Test(checkpoint, breaks_when_it_cannot_note)
 Test(checkpoint, is_lost_with_its_ledger)
 {
 	static const char *const harm[] = {
-	    "rm $F/s0/disk-fleece-1.changed",
-	    "printf x | dd of=$F/s0/disk-fleece-1.changed bs=1 seek=20 conv=notrunc status=none",
-	    "printf x | dd of=$F/s0/disk-fleece-1.changed bs=1 seek=4100 conv=notrunc status=none",
-	    "truncate -s 4096 $F/s0/disk-fleece-1.changed",
-	    "truncate -s +512 $F/s0/disk-fleece-1.changed",
+	    "rm $F/s0/disk-fleece-1.dirty",
+	    "printf x | dd of=$F/s0/disk-fleece-1.dirty bs=1 seek=20 conv=notrunc status=none",
+	    "printf x | dd of=$F/s0/disk-fleece-1.dirty bs=1 seek=4100 conv=notrunc status=none",
+	    "truncate -s 4096 $F/s0/disk-fleece-1.dirty",
+	    "truncate -s +512 $F/s0/disk-fleece-1.dirty",
 	    /* a hole where bits were: the hash of a clean end tells */
-	    "fallocate -p -o 4096 -l 4096 $F/s0/disk-fleece-1.changed",
-	    "mv $F/s0/disk-fleece-1.changed $F/x; ln -s ../x $F/s0/disk-fleece-1.changed",
+	    "fallocate -p -o 4096 -l 4096 $F/s0/disk-fleece-1.dirty",
+	    "mv $F/s0/disk-fleece-1.dirty $F/x; ln -s ../x $F/s0/disk-fleece-1.dirty",
 	};
 
 	for (size_t i = 0; i < FF_ARRAY_SIZE(harm); i++) {

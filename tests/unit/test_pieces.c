@@ -41,6 +41,24 @@ Test(names, long_ones_fit_and_stay_apart)
 	free(y);
 }
 
+Test(names, as_long_as_a_name_may_be_it_is_kept)
+{
+	const size_t room = 255 - strlen("-fleece-1.qcow2");
+	char rel[256];
+
+	memset(rel, 'a', sizeof rel);
+	for (size_t len = room; len <= room + 1; len++) {
+		char *name;
+
+		rel[len] = '\0';
+		name = names_image(rel, 1);
+		cr_assert_leq(strlen(name), 255);
+		cr_assert_eq(strncmp(name, rel, len) == 0, len == room);
+		free(name);
+		rel[len] = 'a';
+	}
+}
+
 Test(names, directories_do_not_stand_where_files_of_ours_do)
 {
 	static const char *const paths[] = {"manifest/x", "d-fleece-1.qcow2/x",
