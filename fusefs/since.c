@@ -204,6 +204,25 @@ static int file_getattr(struct fs *fs, struct node *node, struct handle *handle,
 	return 0;
 }
 
+/* Where the disk was in OLD, for who keeps a chain of copies under names of his own; not listed. */
+static int image_getxattr(struct fs *fs, struct node *node, const char *name, void *buf,
+                          size_t size, size_t *len)
+{
+	const struct made_file *m = node->made;
+	const char *path = ff_since_old_path(m->since);
+
+	if (strcmp(name, "user.fleecefs.old_path") != 0)
+		return derived_getxattr(fs, node, name, buf, size, len);
+	if (!path)
+		return -ENODATA;
+	*len = strlen(path);
+	if (size > 0 && *len > size)
+		return -ERANGE;
+	if (size > 0)
+		memcpy(buf, path, *len);
+	return 0;
+}
+
 /* For st_ino of the file that is called NAME in DIR, and is an image or ranges. */
 static uint64_t file_salt(const struct node *dir, const char *name, bool image)
 {
@@ -479,7 +498,7 @@ static const struct node_ops since_image_ops = {
     .lasting = true,
     .getattr = file_getattr,
     .open = file_open,
-    .getxattr = derived_getxattr,
+    .getxattr = image_getxattr,
     .listxattr = derived_listxattr,
 };
 

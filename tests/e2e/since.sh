@@ -158,6 +158,12 @@ rm "$mnt/dir"
 scratch "$mnt/vm1.img" 0 10
 mkdir "$snaps/fri"
 [ "$(backing "$snaps/fri/.since/thu/moved.qcow2")" = ../thu/x/plain.qcow2 ] || fail "a moved disk is not followed"
+old_path() {
+	getfattr --only-values --absolute-names -n user.fleecefs.old_path "$1"
+}
+[ "$(old_path "$snaps/fri/.since/thu/moved.qcow2")" = x/plain ] || fail "the old path of a moved disk"
+[ "$(old_path "$snaps/fri/.since/thu/vm1.img.qcow2")" = vm1.img ] || fail "the old path of a disk"
+! old_path "$snaps/fri/.since/-/vm1.img.qcow2" 2>/dev/null || fail "a full image has an old path"
 python3 - "$snaps/fri/.since/thu/changes.json" <<'EOF'
 import json, sys
 said = json.load(open(sys.argv[1]))
