@@ -17,13 +17,28 @@ _fleece_backup() {
 	done
 	[ "$current" != = ] || current=
 	[ "$before" != = ] || before=${COMP_WORDS[COMP_CWORD - 2]-}
+	for ((i = 1; i <= 4; i++)); do
+		[ "$((COMP_CWORD > i)) ${COMP_WORDS[COMP_CWORD - i]-}" = "1 --restore" ] || continue
+		# DIR DATE DISK OUT
+		compopt -o filenames
+		case $i in
+		1) mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;
+		2)
+			mapfile -t COMPREPLY < <(cd -- "${COMP_WORDS[COMP_CWORD - 1]}" 2>/dev/null &&
+				compgen -W "latest $(printf '%s ' *-????-??-??T??-??-??*/ | tr -d /)" -- "$current")
+			;;
+		3) mapfile -t COMPREPLY < <(compgen -W . -- "$current") ;;
+		4) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+		esac
+		return
+	done
 	case $before in
 	--on)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(awk -v word="$current" '$3 == "fuse.fleecefs" && index($2, word) == 1 {
 			gsub(/\\040/, " ", $2); print $2 }' /proc/self/mounts)
 		;;
-	--mount | --fleece-dir | --copy | --borg | --restic | --rsync)
+	--mount | --fleece-dir | --copy | --borg | --restic | --rsync | --incremental | --list)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 		;;

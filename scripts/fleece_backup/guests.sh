@@ -12,7 +12,7 @@ qmp_call() {
 		complain "fleece-qmp is not installed"
 		return 69
 	}
-	"$program" "$@" </dev/null 9>&-
+	"$program" "$@" </dev/null 8>&- 9>&-
 }
 
 mount_source() {
@@ -23,6 +23,7 @@ mount_source() {
 	else
 		find_program program fleecefs || bail 69 "fleecefs is not installed"
 		mnt=$place/mnt
+		[ ${#qmp[@]} = 0 ] || written_past || bail 73 "$place cannot be written"
 		mkdir -p -- "$mnt" || bail 73 "$mnt cannot be made"
 		[ -z "$fleece_dir" ] || options+=("--fleece-dir=$fleece_dir")
 		[ -z "$mount_options" ] || options+=(-o "$mount_options")
@@ -35,18 +36,19 @@ mount_source() {
 		fi
 		will mount "$mnt"
 		# a session of its own: a terminal's signal to both would leave a mount that comes later
-		setsid -w "$program" "$source" "$mnt" "${options[@]}" </dev/null 9>&- || bail 73 "$source cannot be mounted"
+		setsid -w "$program" "$source" "$mnt" "${options[@]}" </dev/null 8>&- 9>&- || bail 73 "$source cannot be mounted"
 		note "mounted $source on $mnt in $((SECONDS - begin)) s"
 	fi
 	status_file=$mnt/.fleecefs/status.json
 	helper places "$status_file" >"$place/places" || bail 66 "$mnt does not answer"
 	IFS= read -r -d '' snapdir <"$place/places" || bail 66 "$mnt does not answer"
-	snapshot=$mnt/$snapdir/$name
 	if [ -n "${made[snapshot]-}" ]; then # of an earlier run, and it was not mounted
 		made[snapshot]=$mnt/$snapdir/${made[snapshot]##*/}
 		drop_snapshot || bail 70 "what an earlier run has left cannot be cleared away"
 		save || bail 73 "$state cannot be written"
 	fi
+	[ "$kind" != incremental ] || name_folder
+	snapshot=$mnt/$snapdir/$name
 	[ ! -e "$snapshot" ] ||
 		bail 73 "$snapshot exists already, and no earlier run has left it: drop it with rmdir, or use --name"
 	started=1
@@ -90,7 +92,7 @@ freeze() {
 		}
 		note "frozen: $(cat "$place/frozen") filesystems of ${guests[number]#* }"
 	done
-	mkdir -- "$snapshot" 2>"$place/error" 9>&- || status=$?
+	mkdir -- "$snapshot" 2>"$place/error" 8>&- 9>&- || status=$?
 	if [ $status != 0 ]; then
 		# one that was made by somebody else meanwhile is not ours; but a mkdir that was killed may have made it
 		[ $status -gt 128 ] || unset "made[snapshot]"

@@ -15,8 +15,14 @@ fleece-backup's helper: what a shell cannot do well. Names are bytes, in lists t
   prune --check PATTERN | prune [--dry] PATTERN KEEP NEWEST
   end TOKEN PATH SESSION                ends what a run has started and is in SESSION, or holds PATH
   holders PATH                          says who holds PATH
-  created PATH                          when that snapshot was made
+  created PATH                          when that snapshot was made; - if it is not there
   past PARTS SOURCE LIST                says which files of LIST a VM writes in SOURCE itself
+For --incremental, see increments.py, keep.py and restore.py:
+  plan|increment|verify_increment|forecast KEY=VALUE...
+  folder_name DIR JOB TOP               a new folder's name, and what killed runs have left there
+  prune_chains DIR JOB KEEP EVERY       which folders are too old
+  settle FOLDER RECORD SNAPSHOT CREATED PAST | state SNAPSHOT       of the job's checkpoints
+  restore DIR DATE DISK OUT JOB QUIET DRY | listing DIR JOB VERIFY
 """
 import importlib
 import os
@@ -27,7 +33,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 ACTIONS = {"choose": "choice", "patterns": "choice", "sums": "sums", "compare": "sums", "created": "processes",
            "places": "report", "summary": "report", "progress": "report", "said": "report",
-           "prune": "prune", "end": "processes", "holders": "processes", "past": "processes"}
+           "prune": "prune", "end": "processes", "holders": "processes", "past": "processes",
+           "plan": "increments", "increment": "increments", "verify_increment": "increments", "forecast": "increments",
+           "folder_name": "keep", "prune_chains": "keep", "settle": "keep", "state": "keep",
+           "restore": "restore", "listing": "restore"}
 
 
 def main():
@@ -42,7 +51,7 @@ def main():
         return 0
     except (OSError, ValueError) as error:
         print(f"fleece-backup: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "status", 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Processes of a run: those that carry its token in their environment."""
+import errno
 import os
 import signal
 import sys
@@ -70,8 +71,18 @@ def end(token, path, leader):
             time.sleep(0.1)
 
 
+def created_of(snapshot):
+    """When it was made; None: there is none."""
+    try:
+        return os.getxattr(snapshot, "user.fleecefs.created").decode()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODATA, errno.ENOTSUP):
+            return None
+        raise  # it may be there
+
+
 def created(path):
-    print(os.getxattr(path, "user.fleecefs.created").decode())
+    print(created_of(path) or "-")
 
 
 def holders(path):

@@ -13,6 +13,7 @@
 #   part      what is written to the target and not whole yet
 #   created   when that one was made: one of the same name that was made later is not ours
 #   old       a copy that a new one takes the place of: .NAME.part.old
+#   folder, record, since, spoilt   of --incremental: see increments.sh
 #   token     stands in the environment of what we started, as FLEECE_RUN
 #
 # All of it may run in a trap, where a bare `return` means the status of what came before the signal: so
@@ -169,30 +170,52 @@ persist() {
 }
 
 drop_snapshot() {
-	local path=${made[snapshot]} top
+	local path=${made[snapshot]} top now past=${made[since]-} settled=3
+	[ -z "${made[spoilt]-}" ] || past=
 	top=${path%/*}
 	if ! mounted "${top%/*}"; then
 		# it comes back with the next mount
 		[ -z "${started-}" ] || complain "the snapshot ${path##*/} is left, for the mount is gone: the next run drops it"
 		return 2
 	fi
-	if [ -e "$path" ]; then
-		if [ -n "${made[created]-}" ] && [ "$(helper created "$path" 2>&1)" != "${made[created]}" ]; then
-			note "the snapshot $path was made anew by somebody else: it is left"
-			unset "made[snapshot]" "made[created]"
-			return 0
+	# not by test -e: of a mount that has just died the kernel remembers some names, and not others
+	now=$(helper created "$path" 2>"$place/error") || {
+		complain "the snapshot ${path##*/} is left, for the mount does not answer: the next run drops it"
+		return 2
+	}
+	if [ "$now" != - ] && [ -n "${made[created]-}" ] && [ "$now" != "${made[created]}" ]; then
+		note "the snapshot $path was made anew by somebody else: it is left"
+	elif [ "$now" != - ]; then
+		if [ -n "${made[folder]-}" ] && [ -n "${made[record]-}" ]; then
+			settled=0
+			helper settle "${made[folder]}" "${made[record]}" "$path" "$now" "$past" >"$place/older" || settled=$?
 		fi
-		persist rmdir -- "$path" || {
+		case $settled in
+		0) keep_checkpoint "$path" ;;
+		3) persist rmdir -- "$path" && note "dropped the snapshot $path" ;;
+		*) false ;;
+		esac || {
 			complain "the snapshot $path is left: $(cat "$place/error")"
 			helper holders "$path" >&2
 			return 1
 		}
-		note "dropped the snapshot $path"
-	elif ! [ -d "$top" ]; then
-		complain "the snapshot ${path##*/} is left, for the mount does not answer: the next run drops it"
-		return 2
 	fi
-	unset "made[snapshot]" "made[created]"
+	forget_snapshot
+}
+
+forget_snapshot() {
+	local key
+	for key in "${OF_SNAPSHOT[@]}"; do unset "made[$key]"; done
+}
+OF_SNAPSHOT=(snapshot created folder record since spoilt)
+
+# Is nothing left but a snapshot, which comes back with the next mount?
+only_snapshot() {
+	local key
+	[ -n "${made[snapshot]-}" ] || return 1
+	for key in "${!made[@]}"; do
+		[[ " ${OF_SNAPSHOT[*]} " == *" $key "* ]] || return 1
+	done
 }
 
 unmount() {
@@ -220,6 +243,11 @@ undo() {
 	drop_parts
 	[ -z "${made[snapshot]-}" ] || drop_snapshot || drop=$?
 	[ $drop = 0 ] || left=1
+	# a folder without a snapshot: it was never frozen, or it is done
+	[ -n "${made[snapshot]-}" ] || forget_snapshot
+	if [ -n "${made[mount]-}" ] && { [ -z "$phase" ] || [ -n "$started" ]; } && ! [ -e "${made[mount]}/.fleecefs/status.json" ]; then
+		written_past || left=1 # it died, and who knows what was done to SOURCE since
+	fi
 	force=
 	[ $drop != 1 ] || force=1 # it is lost anyway, and the VM is to end where it began
 	for key in "${!made[@]}"; do
@@ -245,7 +273,7 @@ undo() {
 	else
 		save
 	fi
-	[ $left = 0 ]
+	[ $left = 0 ] && [ -z "$left_behind" ]
 }
 
 # What a run that was killed has left. A snapshot may have to wait until there is a mount again.
@@ -257,9 +285,9 @@ clear_leftovers() {
 	fi
 	[ ${#made[@]} -gt 0 ] || return 0
 	for what in "${!made[@]}"; do
-		case $what in token | created) ;; *) note "left by an earlier run: ${what%%[0-9]*} ${made[$what]}" ;; esac
+		case $what in token | created | record | since | spoilt) ;; *) note "left by an earlier run: ${what%%[0-9]*} ${made[$what]}" ;; esac
 	done
-	undo || { [ -n "${made[snapshot]-}" ] && [ ${#made[@]} -le 2 ]; } ||
+	undo || only_snapshot ||
 		bail 70 "what an earlier run has left cannot be cleared away"
 	mnt=
 	[ -n "$on" ] || mount_of mnt "$source" || mnt=
@@ -300,7 +328,7 @@ on_signal() {
 # Runs "$@" in a session of its own and waits for it, so that a signal is answered at once.
 run() {
 	local status=0
-	FLEECE_RUN=$token setsid setpriv --pdeathsig TERM env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "$@" <&0 9>&- &
+	FLEECE_RUN=$token setsid setpriv --pdeathsig TERM env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "$@" <&0 8>&- 9>&- &
 	child=$!
 	wait "$child" || status=$?
 	return $status
@@ -331,7 +359,7 @@ last_hook() {
 	[ -n "$hook" ] || return 0
 	hook_words "$1"
 	hook_environment
-	timeout -k 5 600 env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "${words[@]}" </dev/null 9>&- || {
+	timeout -k 5 600 env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "${words[@]}" </dev/null 8>&- 9>&- || {
 		complain "the hook failed at $1"
 		return 1
 	}

@@ -14,14 +14,32 @@ SHOWN = 5
 def hash_of(stream):
     with subprocess.Popen(["xxhsum", "-q", "-H2", "-"], stdin=subprocess.PIPE if stream.fileno is None
                           else stream, stdout=subprocess.PIPE) as program:
-        if stream.fileno is None:
-            with program.stdin:
-                while data := stream.read(CHUNK):
-                    program.stdin.write(data)
-        out = program.stdout.read()
+        try:
+            if stream.fileno is None:
+                with program.stdin:
+                    while data := stream.read(CHUNK):
+                        program.stdin.write(data)
+            out = program.stdout.read()
+        except BaseException:
+            program.kill()
+            raise
     if program.returncode:
         raise ValueError("xxhsum failed")
     return out.split()[0].decode("ascii")
+
+
+def hashes_of(fds):
+    """The same of many files, by fewer processes."""
+    found = []
+    for at in range(0, len(fds), 100):
+        some = fds[at:at + 100]
+        done = subprocess.run(["xxhsum", "-q", "-H2", *(f"/proc/self/fd/{fd}" for fd in some)], pass_fds=some,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+        lines = done.stdout.split(b"\n")[:-1]
+        if done.returncode or len(lines) != len(some):
+            raise ValueError("xxhsum failed")
+        found += [entry.split()[0].decode("ascii") for entry in lines]
+    return found
 
 
 class Plain:

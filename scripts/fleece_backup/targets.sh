@@ -3,7 +3,7 @@
 #
 # --tar and --copy write to a hidden name beside the wanted one, which is taken away if the run fails,
 # and given the wanted name when all of it is on storage and has been verified. A tool of its own
-# (rsync, borg, restic) leaves what such a tool leaves.
+# (rsync, borg, restic) leaves what such a tool leaves. --incremental is in increments.sh.
 
 archive=
 
@@ -17,8 +17,8 @@ check_target() {
 	fi
 	if [ "$keep" != 0 ]; then
 		[[ $keep =~ ^[1-9][0-9]{0,5}$ ]] || usage "--keep-last $keep: not a number"
-		[[ $kind =~ ^(tar|copy)$ ]] || usage "--keep-last is for --tar and --copy"
-		helper prune --check "$target" || exit 64
+		[[ $kind =~ ^(tar|copy|incremental)$ ]] || usage "--keep-last is for --tar, --copy and --incremental"
+		[ "$kind" = incremental ] || helper prune --check "$target" || exit 64
 	fi
 	case $kind in
 	'') [ -z "$bwlimit" ] || usage "--bwlimit is for a target" ;;
@@ -30,8 +30,10 @@ check_target() {
 		case $wanted in *.zst) set -- zstd ;; *.gz) set -- gzip ;; *.xz) set -- xz ;; *) set -- tar ;; esac
 		command -v "$1" >/dev/null || die 69 "$1 is not installed"
 		;;
+	incremental) ;;
 	*) remote "$target" || absolute target "$target" ;;
 	esac
+	check_incremental
 	if [ "$kind" = borg ] && [ -n "$bwlimit" ] && ! remote "$target"; then
 		usage "--bwlimit: borg limits what it sends to another host only"
 	fi
@@ -41,7 +43,7 @@ check_target() {
 check_places() {
 	local there=${wanted:-$target} top
 	[ -n "$kind" ] || return 0
-	! remote "$target" || return 0
+	[ "$kind" = incremental ] || ! remote "$target" || return 0
 	for top in "$source" "$mnt" "$place"; do
 		[[ $there/ != "$top"/* ]] || bail 73 "$there: this is inside of $top"
 	done
@@ -73,9 +75,24 @@ dry_run() {
 	tr '\0' '\n' <"$place/list" | sed 's/^/  /'
 	case $kind in
 	'') say+=(run "${command[@]}") ;;
+	incremental)
+		local plan line top=''
+		mnt=${on:-$mnt}
+		if [ -n "$mnt" ] && helper places "$mnt/.fleecefs/status.json" >"$place/places"; then
+			IFS= read -r -d '' snapdir <"$place/places" || snapdir=snapshots
+			top=$mnt/$snapdir
+		fi
+		plan_words
+		echo "into $target:"
+		helper forecast "${plan[@]}" "top=$top" "keep=$keep" >"$place/forecast" || exit 73
+		while IFS= read -r line; do
+			[[ $line == n* ]] && echo "${line:1}" || echo "would remove $target/${line:1}"
+		done <"$place/forecast"
+		keep=0 say=()
+		;;
 	*) say+=("write --$kind to ${wanted:-$target}") ;;
 	esac
-	echo "${say[*]}"
+	[ ${#say[@]} = 0 ] || echo "${say[*]}"
 	[ -z "$verify" ] || echo "would read it back and compare"
 	if [ "$keep" != 0 ]; then
 		helper prune --dry "$target" "$keep" "$wanted" | tr '\0' '\n' | sed 's/^/would remove /'
@@ -98,9 +115,10 @@ choose() {
 start_progress() {
 	local total=$bytes
 	[[ ! $kind =~ ^(tar|copy)$ ]] || total=$allocated
+	[ "$kind" != incremental ] || total=$planned
 	[ -z "$quiet" ] || return 0
 	setpriv --pdeathsig TERM "${python[@]}" "$parts/fleece_backup/helper.py" progress "$status_file" "$name" "$total" \
-		</dev/null 9>&- &
+		</dev/null 8>&- 9>&- &
 	progress=$!
 }
 progress=
@@ -125,6 +143,7 @@ back_up() {
 	case $kind in
 	'') run_command || status=$? ;;
 	tar | copy) write_part || status=$? ;;
+	incremental) write_folder || status=$? ;;
 	*) "write_$kind" || status=$? ;;
 	esac
 	child=
@@ -194,6 +213,10 @@ write_restic() {
 
 verify_it() {
 	local begin=$SECONDS unpack written=$place/written.xxh128 status=0
+	if [ "$kind" = incremental ]; then
+		verify_folder
+		return $?
+	fi
 	# shellcheck disable=SC2016 # the inner shell expands it
 	local sums='python3 -I -S -B "$0" sums'
 	unpack=$(compressor "$wanted")
@@ -235,6 +258,10 @@ verify_it() {
 publish() {
 	local part=${made[part]-} old
 	[ -n "$part" ] || return 0
+	if [ "$kind" = incremental ]; then
+		publish_folder
+		return $?
+	fi
 	if [ "$kind" = copy ]; then
 		printf '%s\n' "$source, frozen as $name on $(date -R)" >"$part/$COPY_MARK" && sync -- "$part/$COPY_MARK" "$part" ||
 			return 73

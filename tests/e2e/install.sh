@@ -220,6 +220,10 @@ offers "drop" fleecectl dr
 offers "two" fleecectl drop --on "$mnt" tw
 offers "$mnt" fleecectl status "$mnt"
 offers "$mnt" fleece-backup --on "$mnt"
+mkdir -p "$tmp/kept/vm-2026-11-26T23-51-26"
+offers "vm-2026-11-26T23-51-26" fleece-backup --restore "$tmp/kept" vm
+offers "latest" fleece-backup --restore "$tmp/kept" la
+offers "$tmp/log" fleece-backup --restore "$tmp/kept" latest . "$tmp/lo"
 offers "$tmp/log" fleece-backup --on "$mnt" -- cat "$tmp/lo"
 rmdir "$snaps/one" "$snaps/two"
 umount_fs
