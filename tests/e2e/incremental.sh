@@ -252,8 +252,9 @@ cut_at() { # how many to let pass, before or after, and of which
 	right "$(newest)"
 	echo "cut at $*: status $status"
 }
+cut_at 0 before "mv*.part */vm-"
 cut_at 0 after "mv*.part */vm-"
-cut_at 0 before "mkdir*.checkpoint"
+[ -z "$long" ] || cut_at 0 before "mkdir*.checkpoint"
 cut_at 0 after "mkdir*.checkpoint"
 [ -z "$long" ] || cut_at 0 before "rmdir*/vm-"
 cut_at 0 after "rmdir*/vm-"
@@ -326,6 +327,28 @@ wait "$first" || fail "$(cat "$tmp/first")"
 where=(--on "$mnt")
 umount_fs "$tmp/mnt3"
 rm -r "${dir:?}/$(newest)"
+
+step "the README's example"
+mkdir "$tmp/backup" "$tmp/restore"
+ln -s "$script" "$tmp/bin/"
+head -c 300000 /dev/urandom >"$mnt/vm1.img"
+recipe "--list /backup/vms" >"$tmp/example"
+sed -n 1p "$tmp/example" >"$tmp/night1"
+bash -euo pipefail "$tmp/night1" >"$tmp/said" || fail "$(cat "$tmp/said")"
+printf night | dd of="$mnt/vm1.img" bs=1 seek=123456 conv=notrunc status=none
+# the other night is the first one
+sed "s/2026-11-26/$(find "$tmp/backup/vms" -name 'fleece-*' -printf '%f\n' | sed 's/fleece-backup-//')/" "$tmp/example" >"$tmp/night2"
+bash -euo pipefail "$tmp/night2" >"$tmp/said" || fail "$(cat "$tmp/said")"
+[ "$(grep -c '  ok$' "$tmp/said")" = 2 ] || fail "--list: $(cat "$tmp/said")"
+cmp "$tmp/restore/vm1.img" "$mnt/vm1.img"
+cmp "$tmp/restore/all/a.img" "$mnt/a.img"
+! cmp -s "$tmp/restore/all/vm1.img" "$mnt/vm1.img" || fail "the first night is the second"
+recipe "fleece-backup@vms.timer" >/dev/null
+# shellcheck disable=SC2046 # systemd splits it, too
+fleece-backup $(sed -n "s/^echo 'OPTIONS=\(.*\)'.*/\1/p" "$tmp/block") --dry-run >"$tmp/said" || fail "$(cat "$tmp/said")"
+grep -q "would write an increment" "$tmp/said" || fail "$(cat "$tmp/said")"
+rmdir "$snaps"/fleece-backup-*
+rm "$mnt/vm1.img"
 
 step "restore: errors, and hostile folders"
 restore() { # the status, a word of the message, the arguments
