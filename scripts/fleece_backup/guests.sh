@@ -18,12 +18,12 @@ qmp_call() {
 mount_source() {
 	local program options=() begin=$SECONDS
 	[ -z "$on" ] || mnt=$on
+	[ ${#qmp[@]} = 0 ] || written_past || bail 73 "$place cannot be written"
 	if [ -n "$mnt" ]; then
 		[ -z "$fleece_dir$mount_options" ] || note "$source is mounted on $mnt already: that is used, as it is"
 	else
 		find_program program fleecefs || bail 69 "fleecefs is not installed"
 		mnt=$place/mnt
-		[ ${#qmp[@]} = 0 ] || written_past || bail 73 "$place cannot be written"
 		mkdir -p -- "$mnt" || bail 73 "$mnt cannot be made"
 		[ -z "$fleece_dir" ] || options+=("--fleece-dir=$fleece_dir")
 		[ -z "$mount_options" ] || options+=(-o "$mount_options")
