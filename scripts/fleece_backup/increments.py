@@ -421,7 +421,11 @@ def run_tool(command, fds=(), what=None):
 
 
 def increment(*arguments):
-    Writer(words(arguments)).write()
+    o = words(arguments)
+    try:
+        Writer(o).write()
+    except OSError as error:
+        raise Failure(73, f"{o['dir']} cannot be written to: {error}") from error
 
 
 def verify_increment(*arguments):

@@ -164,9 +164,26 @@ def moved():
                 need(f.read(1 << 20) == b"\1" * (1 << 20), f"{name} is not what was frozen")
         vm.io("format1", "read -P 2 0 1M")
         vm.io("q2", "read -P 2 0 1M")
+        increments(vm)
         ends(vm)
         others(vm)
     need(os.stat(raw).st_size == 4 << 20, "the disk's size")
+
+
+def increments(vm):
+    """What a VM writes on SOURCE itself is in no checkpoint: so none stays, and each backup is a full one."""
+    for pattern in (b"\1", b"\4"):
+        vm.io("format1", f"write -P {pattern[0]} 0 1M")
+        backup(0, "--qmp", vm.name, "--incremental", "out/nights", "--verify", says="a full backup: with --qmp")
+        need(places(vm) == {"source"}, f"the disks are at {places(vm)}")
+        need(not [n for n in os.listdir("fleece") if not n.startswith(".")], f"left in fleece: {os.listdir('fleece')}")
+        vm.io("format1", "write -P 3 0 1M")
+        subprocess.run([SCRIPT, "--restore", "out/nights", "latest", "raw.img", "back.img", "--quiet"], check=True)
+        with open("back.img", "rb") as f:
+            need(f.read(1 << 20) == pattern * (1 << 20), "it is not what was frozen")
+        os.unlink("back.img")
+    vm.io("format1", "write -P 2 0 1M")
+    clean()
 
 
 def ends(vm):
