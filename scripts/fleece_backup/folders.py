@@ -184,9 +184,9 @@ class Folder:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError("not a manifest of fleece-backup")
         if found.get("version") != VERSION:
-            raise ValueError(f"version {found.get('version')} is not known to this fleece-backup")
+            raise ValueError(f"version {found.get('version')!r} is not known to this fleece-backup")
         if field_of(found, "name", str) != name:
-            raise ValueError(f"it is the manifest of {found['name']}")
+            raise ValueError(f"it is the manifest of {found['name']!r}")
         self = cls(name, number_of(found, "number", least=1), name_of(found, "source"))
         if found.get("parent") is not None:
             self.parent = field_of(found, "parent", str, NAME.fullmatch)

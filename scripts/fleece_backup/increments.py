@@ -178,8 +178,14 @@ class Planner:
 
 
 def plan(*arguments):
+    try:
+        make_plan(words(arguments))
+    except OSError as error:
+        raise Failure(73, f"what is to be written is not known: {error}") from error
+
+
+def make_plan(o):
     """Prints how many bytes will be written, then what there is to say."""
-    o = words(arguments)
     shelf = Shelf(o["dir"], o["job"])
     top, name = os.path.split(o["snapshot"])
     parent, why, expected = choose_parent(shelf, o, top)
@@ -421,12 +427,15 @@ def run_tool(command, fds=(), what=None):
 
 
 def increment(*arguments):
-    o = words(arguments)
-    try:
-        Writer(o).write()
-    except OSError as error:
-        raise Failure(73, f"{o['dir']} cannot be written to: {error}") from error
+    write(Writer.write, words(arguments))
 
 
 def verify_increment(*arguments):
-    Writer(words(arguments)).verify()
+    write(Writer.verify, words(arguments))
+
+
+def write(act, o):
+    try:
+        act(Writer(o))
+    except OSError as error:
+        raise Failure(73, f"no folder is written in {o['dir']}: {error}") from error

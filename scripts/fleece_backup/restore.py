@@ -37,6 +37,9 @@ def one_of(shelf, date):
         if len(shelf.jobs()) > 1:
             raise Failure(66, f"latest of which? --name is one of: {', '.join(shelf.jobs())}")
         found = folders[-1:]
+        newer = [n for n in shelf.damaged if found and NAME.fullmatch(n)[2] > found[0].date]
+        if newer:
+            raise Failure(74, f"the latest is damaged: {newer[-1]}: {shelf.damaged[newer[-1]]}; the one before is {found[0].name}")
     else:
         found = [f for f in folders if date in (f.name, f.date)] or \
             [f for f in folders if date and (f.name.startswith(date) or f.date.startswith(date))]

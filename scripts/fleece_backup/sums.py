@@ -3,7 +3,6 @@ import os
 import stat
 import subprocess
 import sys
-import tarfile
 
 from .choice import ABOUT, read_list
 
@@ -77,6 +76,7 @@ def tree_sums(root, list_file, written=False):
 
 
 def tar_sums():
+    import tarfile  # pylint: disable=import-outside-toplevel  # it takes its time, and few need it
     known = {}
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|", bufsize=CHUNK, errors="surrogateescape") as tar:
         for member in tar:
