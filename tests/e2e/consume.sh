@@ -29,7 +29,7 @@ used() {
 
 # MiB $2 of file $1 cannot be read. Not what the kernel has of it, which is right.
 lost() {
-	echo 1 >/proc/sys/vm/drop_caches
+	forget "$snaps/$1"
 	refused 'Input/output error' dd if="$snaps/$1" bs=1M skip="$2" count=1 of=/dev/null
 }
 

@@ -3,9 +3,6 @@
 #
 #   deb.sh FLEECEFS [system]     system: also installed by apt in a small Debian made by debootstrap from
 #                                the machine's own package source, and run as a service there
-if [ -z "${IN_NAMESPACE-}" ] && unshare --mount --propagation private true 2>/dev/null; then
-	IN_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
-fi
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 for tool in dpkg-shlibdeps dpkg-gencontrol meson; do

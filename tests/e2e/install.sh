@@ -1,9 +1,6 @@
 #!/bin/bash
 # What `meson install` brings, at work: mount(8)'s helper, fstab, the service and its word to the
 # service manager, completions. It runs in a mount namespace, with the helper in a copy of /usr/sbin.
-if [ -z "${IN_NAMESPACE-}" ] && unshare --mount --propagation private true 2>/dev/null; then
-	IN_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
-fi
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 [ -n "${IN_NAMESPACE-}" ] || skip "needs a mount namespace"

@@ -30,6 +30,13 @@ step() {
 	echo "--- $*"
 }
 
+# Each test has a mount namespace of its own, and nobody mounts in the one that all begin with. Else
+# one that is made while another test runs would hold that one's mounts after their end. A machine
+# that has none (IN_NAMESPACE is empty then) runs them one by one: meson test --num-processes 1.
+if [ -z "${IN_NAMESPACE-}" ] && unshare --mount --propagation private true 2>/dev/null; then
+	IN_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
+fi
+
 [ "$(id -u)" = 0 ] || skip "needs root, to mount"
 { [ -c /dev/fuse ] && : <>/dev/fuse; } 2>/dev/null || skip "/dev/fuse cannot be opened here"
 
@@ -116,6 +123,14 @@ umount_fs() {
 	umount "${1:-$mnt}"
 	for pid in $pids; do
 		wait_for 120 gone "$pid" || fail "the daemon outlives its mount by two minutes"
+	done
+}
+
+# Has the kernel forget what it has of these files, and of no others: other tests run beside this one.
+forget() {
+	local file
+	for file; do
+		dd if="$file" iflag=nocache count=0 status=none
 	done
 }
 

@@ -3,9 +3,6 @@
 #
 # Where it can, it runs in a mount namespace of its own, with the program in /usr/local/bin: mount(8)
 # looks for it in the standard directories alone. A chroot cannot; then a link is made and removed.
-if [ -z "${IN_NAMESPACE-}" ] && unshare --mount --propagation private true 2>/dev/null; then
-	IN_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
-fi
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 

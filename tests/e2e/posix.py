@@ -25,6 +25,7 @@ import time
 USER, OTHER = 54321, 54322
 LIBC = ctypes.CDLL(None, use_errno=True)
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
+NEW_NAMESPACE, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO_RANGE = 1, 2, 8, 16
 
 
@@ -736,6 +737,9 @@ def main():
         print(f"SKIP: /dev/fuse cannot be opened here: {error.strerror}")
         return 77
     sys.stdout.reconfigure(line_buffering=True)
+    # as in lib.sh: other tests' namespaces are not to hold what is mounted here
+    if LIBC.unshare(NEW_NAMESPACE) == 0:
+        LIBC.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
     top = tempfile.mkdtemp(prefix="fleecefs-posix.", dir=os.environ.get("TMPDIR", "/var/tmp"))
     os.chmod(top, 0o755)
     try:

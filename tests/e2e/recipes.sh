@@ -1,9 +1,6 @@
 #!/bin/bash
 # The README's recipes, taken from it as they stand, with their places put here: nbdkit, loop mounts, fstab,
 # libvirt; and the example of a vzdump hook.
-if [ -z "${IN_NAMESPACE-}" ] && unshare --mount --propagation private true 2>/dev/null; then
-	IN_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
-fi
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 command -v mkfs.ext4 >/dev/null || skip "needs mkfs.ext4"

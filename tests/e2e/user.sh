@@ -1,9 +1,6 @@
 #!/bin/bash
 # fleecefs run by an ordinary user: all of it works, others stay out, or in with the rights that they
 # have; and whoever may not mount is told why. In a mount namespace, for /dev/fuse and /etc/fuse.conf.
-if [ -z "${IN_NAMESPACE-}" ] && unshare -m true 2>/dev/null; then
-	exec unshare -m --propagation private env IN_NAMESPACE=1 "$0" "$@"
-fi
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 

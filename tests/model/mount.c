@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -151,6 +152,9 @@ int mnt_init(struct mnt *m, const char *binary, uint32_t cluster_size, bool keep
 	const char *tmp = getenv("TMPDIR");
 	int r;
 
+	/* As in tests/e2e/lib.sh: other tests' namespaces are not to hold what is mounted here. */
+	if (unshare(CLONE_NEWNS) == 0)
+		mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	memset(m, 0, sizeof *m);
 	m->binary = binary;
 	m->cluster_size = cluster_size;
