@@ -1,6 +1,7 @@
 #include "fixture.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
@@ -18,6 +19,21 @@ void fill(char *buf, size_t len, unsigned seed)
 		x = x * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
 		buf[i] = (char)(x >> 56);
 	}
+}
+
+/* Put by the linker in the place of those of cow/io.h. Nothing here tells what storage would keep
+ * after a loss of power (tests/faults does): to wait for it would take most of the time. */
+int __wrap_io_fsync(int fd);
+int __wrap_io_syncfs(int fd);
+
+int __wrap_io_fsync(int fd)
+{
+	return fcntl(fd, F_GETFD) < 0 ? -errno : 0;
+}
+
+int __wrap_io_syncfs(int fd)
+{
+	return fcntl(fd, F_GETFD) < 0 ? -errno : 0;
 }
 
 void fixture_init(struct fixture *fx, uint32_t cluster_size)
@@ -120,6 +136,8 @@ static void expect_reads(struct ff_reader *rd, const char *want, size_t len, siz
 
 		cr_assert_eq(r, 0, "read at %zu: %s", at, strerror(-r));
 		cr_assert_eq(got, FF_MIN(step, len - at));
+		if (memcmp(buf, want + at, got) == 0)
+			continue;
 		for (size_t i = 0; i < got; i++)
 			cr_assert_eq(buf[i], want[at + i], "wrong byte at %zu, reads of %zu",
 			             at + i, step);
@@ -140,8 +158,9 @@ static void expect_seeks(struct ff_reader *rd, const char *want, size_t len)
 			data = (off_t)len;
 		else
 			cr_assert_eq(r, 0);
-		for (off_t i = at; i < data; i++)
-			cr_assert_eq(want[i], 0, "data at %jd is said to be a hole", (intmax_t)i);
+		while (at < data && want[at] == 0)
+			at++;
+		cr_assert_eq(at, data, "data at %jd is said to be a hole", (intmax_t)at);
 		if (r == -ENXIO)
 			break;
 		cr_assert_eq(ff_reader_seek(rd, data, SEEK_HOLE, &hole), 0);

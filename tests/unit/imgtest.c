@@ -12,6 +12,23 @@
 
 #include "ff_util.h"
 
+/* Of so many questions to QEMU one is put: a program of its own each time, it says nothing else of
+ * an image that a build with sanitizers has made, but takes most of the time there. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { ONE_OF = 6 };
+#else
+enum { ONE_OF = 1 };
+#endif
+
+enum { PART = 3 };
+
+static bool is_turn(void)
+{
+	static unsigned turns;
+
+	return turns++ % ONE_OF == 0;
+}
+
 static uint64_t mix(uint64_t x)
 {
 	x += UINT64_C(0x9e3779b97f4a7c15);
@@ -111,7 +128,9 @@ void imgtest_open(struct imgtest *t, uint64_t size, uint32_t cs, uint64_t seed)
 	*t = (struct imgtest){.size = size, .cs = cs, .rng = mix(seed)};
 	t->clusters = ff_div_up(size, cs);
 	snprintf(t->dir, sizeof t->dir, "%s/fleecefs-img-XXXXXX",
-	         tmp && strlen(tmp) < 32 ? tmp : "/tmp");
+	         tmp && strlen(tmp) < 32         ? tmp
+	         : access("/dev/shm", W_OK) == 0 ? "/dev/shm"
+	                                         : "/tmp");
 	cr_assert_not_null(mkdtemp(t->dir));
 	t->dirfd = open(t->dir, O_RDONLY | O_DIRECTORY);
 	t->buf = malloc((size_t)WINDOW_SIZE * cs);
@@ -214,6 +233,11 @@ void imgtest_step(struct imgtest *t)
 	}
 }
 
+static bool is_begin(const struct window *w, uint64_t i)
+{
+	return i == 0 || (w->state[i - 1] != M_ZERO && w->state[i - 1] != M_DATA);
+}
+
 static void verify_window(struct imgtest *t, struct window *w)
 {
 	uint8_t kinds[WINDOW_SIZE], *want = malloc(t->cs);
@@ -232,8 +256,10 @@ static void verify_window(struct imgtest *t, struct window *w)
 		cr_assert_eq(kinds[i], s == M_ZERO   ? FF_KIND_ZERO
 		                       : s == M_DATA ? FF_KIND_DATA
 		                                     : FF_KIND_NONE);
-		for (end = i;
-		     end < w->count && (w->state[end] == M_ZERO || w->state[end] == M_DATA);)
+		/* all of a run at once, and from each of its clusters a bit of it */
+		for (end = i; end < w->count &&
+		              (w->state[end] == M_ZERO || w->state[end] == M_DATA) &&
+		              (end - i < PART || is_begin(w, i));)
 			end++;
 		if (end == i) {
 			cr_assert_eq(ff_image_read(t->img, w->first + i, 1, t->buf), -ENODATA);
@@ -260,7 +286,7 @@ void imgtest_verify(struct imgtest *t)
 
 void imgtest_check(struct imgtest *t, bool leaks)
 {
-	int r = imgtest_run(t, "qemu-img check -f qcow2 img.qcow2");
+	int r = is_turn() ? imgtest_run(t, "qemu-img check -f qcow2 img.qcow2") : 0;
 
 	if (r != 0 && !(leaks && r == 3)) {
 		imgtest_run(t, "mv log check.log; cat check.log >&2");
@@ -276,6 +302,8 @@ void imgtest_verify_qemu(struct imgtest *t)
 		struct window *w = &t->w[k];
 		int fd;
 
+		if (!is_turn())
+			continue;
 		/* dd of qemu-img counts from the beginning, not from where it has skipped to */
 		cr_assert_eq(imgtest_run(t,
 		                         "rm -f out && qemu-img dd -f qcow2 -O raw bs=%u skip=%llu "
