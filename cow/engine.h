@@ -433,8 +433,8 @@ int session_check_source(struct ff_store *s, bool has_snapshots);
 /* --- known.c: the snapshots that the last mount had --- */
 struct known;
 int known_load(struct ff_store *s, struct known **out);
-/* Did it have the one that the mount MADE made as SEQ? */
-bool known_has(const struct known *k, uint64_t made, uint64_t seq);
+/* Did it have the one that the mount MADE made as SEQ, in the directory DIRFD? */
+bool known_has(const struct known *k, uint64_t made, uint64_t seq, int dirfd);
 void known_free(struct known *k);
 /* This mount gets a number, and has the snapshots that are there. Locks: admin. */
 int known_begin(struct ff_store *s);

@@ -9,11 +9,13 @@
  *   mount NUMBER       of the last mount that began
  *   known NUMBER SEQ   for each snapshot that this mount began with: in which it was made, and its
  *                      own number there
+ *   dir INO BTIME NSEC the same for one whose manifest could not be read: its directory
  *
- * A snapshot is known if the last mount made it or began with it. Any other was absent: none of its
- * views is believed again, and none of its images joins a chain, for what the images of the others
- * say is right without. Nor does a later mount begin with it. Numbers of snapshots come back, when
- * all that are higher have gone; the pair does not.
+ * A snapshot is known if the last mount made it or began with it; one with a damaged manifest is
+ * not asked, for nothing of it is shown, and what older ones need of it is. Any other was absent:
+ * none of its views is believed again, and none of its images joins a chain, for what the images of
+ * the others say is right without. Nor does a later mount begin with it. Numbers of snapshots come
+ * back, when all that are higher have gone; the pair does not.
  *
  * .known is replaced when recovery has judged all that it found, before anything is changed: if the
  * mount is cut short then, what is not in it was away for nothing, which costs views but no truth.
@@ -38,7 +40,9 @@
 #define KNOWN ".known"
 
 struct one {
-	uint64_t made, seq;
+	bool dir;
+	uint64_t made, seq; /* of a directory: its inode, and birth time */
+	uint32_t nsec;
 };
 
 struct known {
@@ -52,9 +56,21 @@ static int by_number(const void *a, const void *b)
 {
 	const struct one *x = a, *y = b;
 
+	if (x->dir != y->dir)
+		return x->dir ? -1 : 1;
 	if (x->made != y->made)
 		return x->made < y->made ? -1 : 1;
-	return x->seq < y->seq ? -1 : x->seq > y->seq;
+	if (x->seq != y->seq)
+		return x->seq < y->seq ? -1 : 1;
+	return x->nsec < y->nsec ? -1 : x->nsec > y->nsec;
+}
+
+static bool parse_one(const char *line, struct one *one)
+{
+	one->dir = line[0] == 'd';
+	return one->dir ? sscanf(line, "dir %" SCNu64 " %" SCNu64 " %" SCNu32, &one->made,
+	                         &one->seq, &one->nsec) == 3
+	                : sscanf(line, "known %" SCNx64 " %" SCNu64, &one->made, &one->seq) == 2;
 }
 
 int known_parse(const char *text, struct known **out)
@@ -73,12 +89,9 @@ int known_parse(const char *text, struct known **out)
 	k->told = true;
 	if (sscanf(text, "mount %" SCNx64, &k->mount) != 1 || k->mount == 0)
 		return -EINVAL;
-	for (p = strchr(text, '\n') + 1; p < end; p = strchr(p, '\n') + 1) {
-		struct one *one = &k->list[k->count++];
-
-		if (sscanf(p, "known %" SCNx64 " %" SCNu64, &one->made, &one->seq) != 2)
+	for (p = strchr(text, '\n') + 1; p < end; p = strchr(p, '\n') + 1)
+		if (!parse_one(p, &k->list[k->count++]))
 			return -EINVAL;
-	}
 	qsort(k->list, k->count, sizeof k->list[0], by_number);
 	*out = ff_take_ptr(&k);
 	return 0;
@@ -108,14 +121,24 @@ int known_load(struct ff_store *s, struct known **out)
 	return 0;
 }
 
-bool known_has(const struct known *k, uint64_t made, uint64_t seq)
+static bool is_listed(const struct known *k, const struct one *key)
 {
-	const struct one key = {made, seq};
+	return k->count && bsearch(key, k->list, k->count, sizeof *key, by_number);
+}
+
+bool known_has(const struct known *k, uint64_t made, uint64_t seq, int dirfd)
+{
+	struct one key = {false, made, seq, 0};
+	struct identity id;
 
 	if (!k->told)
 		return made == 0;
-	return (made && made == k->mount) ||
-	       (k->count && bsearch(&key, k->list, k->count, sizeof key, by_number));
+	if ((made && made == k->mount) || is_listed(k, &key))
+		return true;
+	if (identity_of(dirfd, "", &id, NULL))
+		return false;
+	key = (struct one){true, id.ino, (uint64_t)id.btime_sec, id.btime_nsec};
+	return is_listed(k, &key);
 }
 
 void known_free(struct known *k)
@@ -132,6 +155,25 @@ static int new_number(uint64_t *out)
 	return 0;
 }
 
+static int tell_one(const struct ff_snap *snap, FILE *f)
+{
+	struct identity id;
+	int r;
+
+	if (snap->absent)
+		return 0;
+	if (!snap->damaged) {
+		fprintf(f, "known %016llx %llu\n", (unsigned long long)snap->made,
+		        (unsigned long long)snap->seq);
+		return 0;
+	}
+	r = identity_of(snap->dir->fd, "", &id, NULL);
+	if (!r)
+		fprintf(f, "dir %llu %llu %u\n", (unsigned long long)id.ino,
+		        (unsigned long long)id.btime_sec, id.btime_nsec);
+	return r;
+}
+
 int known_begin(struct ff_store *s)
 {
 	char *text = NULL, seal[TEXT_SEAL];
@@ -145,17 +187,16 @@ int known_begin(struct ff_store *s)
 	if (!f)
 		return -ENOMEM;
 	fprintf(f, "mount %016llx\n", (unsigned long long)s->mount);
-	for (const struct ff_snap *snap = s->snaps; snap; snap = snap->next)
-		if (!snap->absent && !snap->damaged)
-			fprintf(f, "known %016llx %llu\n", (unsigned long long)snap->made,
-			        (unsigned long long)snap->seq);
+	for (const struct ff_snap *snap = s->snaps; snap && !r; snap = snap->next)
+		r = tell_one(snap, f);
 	bad = fflush(f) || ferror(f); /* then there is no text, or only a part */
 	if (!bad) {
 		text_seal(text, len, seal);
 		fputs(seal, f);
 	}
 	bad |= fclose(f) || !text; /* the text is copied once more */
-	r = bad ? -ENOMEM : text_write_over(s, KNOWN, text, len);
+	if (!r)
+		r = bad ? -ENOMEM : text_write_over(s, KNOWN, text, len);
 	free(text);
 	return r;
 }

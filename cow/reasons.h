@@ -19,8 +19,7 @@
 #define WHY_LOST    "an image that it needs is lost or damaged"
 #define WHY_TWICE   "another image has its number: a copy, or one that was moved away and back"
 #define WHY_ABSENT                                                                                 \
-	"its snapshot was not there, or unreadable, during an earlier mount, and lacks what was "  \
-	"changed then"
+	"its snapshot was not there during an earlier mount, and lacks what was changed then"
 #define WHY_POWER "power failed before it was durable"
 #define WHY_UNMOUNTED                                                                              \
 	"a filesystem failed, or was unmounted after fleecefs was killed, before it was durable"

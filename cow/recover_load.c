@@ -350,7 +350,7 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	}
 	snap->dir = dir;
 	snap->made = bad ? 0 : m.made;
-	snap->absent = !bad && !known_has(rc->known, m.made, m.seq);
+	snap->absent = !bad && !known_has(rc->known, m.made, m.seq, dir->fd);
 	snap->ephemeral = !bad && m.ephemeral;
 	snap->durable = !bad && m.durable;
 	snap->checkpoint = checkpoint;
@@ -358,9 +358,8 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	snap->link_count = snap->tree->disk_count;
 	snap_publish(snap); /* from here on it is freed with the store */
 	if (snap->absent)
-		ff_error("%s/%s: it was not there, or could not be read, when fleecefs was mounted "
-		         "last, and lacks what was changed then: all of its views are lost; remove "
-		         "it with rmdir",
+		ff_error("%s/%s: it was not there when fleecefs was mounted last, and lacks what "
+		         "was changed then: all of its views are lost; remove it with rmdir",
 		         s->fleece_path, name);
 	else
 		r = bad ? load_below(rc, dir, snap) : take_images(rc, snap, &m);

@@ -10,12 +10,15 @@
  *   a source     is where the newest image says, and as it was when the last mount ended
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cow/ctl/structure.h"
+#include "cow/io.h"
 #include "ff_util.h"
 
 struct checking {
@@ -121,6 +124,17 @@ static bool is_torn(const struct checking *c, const struct inv_dir *d)
 	       (c->src->ending == ENDED_TORN || c->src->ending == ENDED_FAILED);
 }
 
+/* One that the last mount did not have. */
+static bool is_absent(const struct checking *c, const struct inv_dir *d)
+{
+	ff_autoclose int fd = -1;
+
+	if (c->live || !c->src->known ||
+	    io_openat(c->fleece_fd, d->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd))
+		return false;
+	return !known_has(c->src->known, d->manifest.made, d->manifest.seq, fd);
+}
+
 static void check_snapshot(struct checking *c, size_t dir)
 {
 	const struct inv_dir *d = &c->inv->dirs[dir];
@@ -131,13 +145,11 @@ static void check_snapshot(struct checking *c, size_t dir)
 		       d->why && d->error == -EINVAL ? d->why : strerror(-d->error));
 		return;
 	}
-	if (!c->live && c->src->known &&
-	    !known_has(c->src->known, d->manifest.made, d->manifest.seq))
-		remark(
-		    c, true,
-		    "%s: it was not there, or could not be read, when fleecefs was mounted last, "
-		    "and lacks what was changed then",
-		    d->name);
+	if (is_absent(c, d))
+		remark(c, true,
+		       "%s: it was not there when fleecefs was mounted last, and lacks what was "
+		       "changed then",
+		       d->name);
 	if (is_torn(c, d))
 		remark(c, true,
 		       "%s: not durable, and power was lost, or a filesystem failed, before it "

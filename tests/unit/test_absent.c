@@ -139,6 +139,44 @@ Test(absent, none_that_was_there)
 	five_expect(1);
 }
 
+/* A manifest that cannot be read for a while: the snapshot was there, and its images in their
+ * chain. But a copy of the directory, put in its place, was not. */
+static void unreadable(bool copied)
+{
+	for (int i = 0; i < 3; i++) {
+		five_freeze(i);
+		five_change((size_t)i * 50000, 60000, 2 + (unsigned)i);
+	}
+	end(true);
+	five_shell("cp -a $F/s1 $S/../copy; mv $F/s1/manifest $S/../away; mkdir $F/s1/manifest");
+	begin();
+	cr_assert_eq(frozen_error(&fx, "s1", "disk"), -EIO);
+	five_expect(0);
+	five_change(0, SIZE, 7);
+	cr_assert_eq(ff_store_drop(fx.store, "s2"), 0);
+	five_change(0, SIZE, 8);
+	five_expect(0);
+	end(true);
+	if (copied)
+		five_shell("rm -r $F/s1; mv $S/../copy $F/s1");
+	else
+		five_shell("rmdir $F/s1/manifest; mv $S/../away $F/s1/manifest");
+	begin();
+	for (int i = 0; i < 2; i++)
+		if (copied)
+			cr_assert_eq(frozen_error(&fx, five_name_of(i), "disk"), -EIO);
+		else
+			five_expect(i);
+	drop_all(0, 1);
+	five_shell("rm -rf $S/../copy $S/../away");
+}
+
+Test(absent, one_with_a_manifest_that_is_read_later)
+{
+	unreadable(false);
+	unreadable(true);
+}
+
 /* Without .known, or with a wrong one, none is believed; and what comes then is right again. */
 Test(absent, a_record_that_is_gone_or_damaged)
 {
