@@ -200,7 +200,8 @@ wait $pid || true
 for daemon in $(daemons "$tmp/state"); do
 	kill -KILL "$daemon"
 done
-wait_for 60 umount "$tmp"/state/*/mnt || fail "the dead mount is in use"
+dead=$(echo "$tmp"/state/*)/mnt # (whether it is there cannot be told of a dead mount)
+wait_for 60 umount "$dead" || fail "the dead mount is in use"
 backup 0 -- true
 grep -q "dropped the snapshot" "$tmp/said" || fail "$(cat "$tmp/said")"
 grep -q "removed $tmp/out/.s.tar.part" "$tmp/said" || fail "$(cat "$tmp/said")"
