@@ -216,14 +216,8 @@ def backup(args, log_path, failures):
     print(f"copied while the guest went on to operation {after}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", required=True, help="where kernel and busybox were unpacked")
-    parser.add_argument("--live", required=True, help="the fleecefs mount")
-    parser.add_argument("--disk", required=True, help="the disk's name in it")
-    parser.add_argument("--work", required=True, help="directory for everything made here")
-    parser.add_argument("--limit", type=int, default=400, help="longest life of the guest, seconds")
-    args = parser.parse_args()
+def day(args, act):
+    """Boots the guest, calls ACT(log_path, failures) while it works, and shuts it down."""
     log_path = os.path.join(args.work, "guest.log")
     open(log_path, "w", encoding="ascii").close()
     guest = Guest(args)
@@ -233,7 +227,7 @@ def main():
         guest.expect("READY")
         thread.start()
         wait_until(log_path, 30, failures)
-        backup(args, log_path, failures)
+        act(log_path, failures)
         stopping.set()
         thread.join(60)
         if failures:
@@ -244,6 +238,22 @@ def main():
         if guest.process.poll() is None:
             guest.process.terminate()
             guest.process.wait(20)
+
+
+def parser(text):
+    """With the arguments that day() needs."""
+    out = argparse.ArgumentParser(description=text)
+    out.add_argument("--root", required=True, help="where kernel and busybox were unpacked")
+    out.add_argument("--live", required=True, help="the fleecefs mount")
+    out.add_argument("--disk", required=True, help="the disk's name in it")
+    out.add_argument("--work", required=True, help="directory for everything made here")
+    out.add_argument("--limit", type=int, default=400, help="longest life of the guest, seconds")
+    return out
+
+
+def main():
+    args = parser(__doc__).parse_args()
+    day(args, lambda log_path, failures: backup(args, log_path, failures))
 
 
 if __name__ == "__main__":

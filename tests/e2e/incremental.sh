@@ -26,7 +26,7 @@ head -c 200001 /dev/urandom >"$src/b.img"
 # What is frozen, kept under the name that the folder gets.
 cat >"$tmp/hook" <<'END'
 #!/bin/sh
-[ "$1" != post-restart ] || cp -a "$FLEECE_SNAPSHOT" "$REF${FLEECE_TARGET#"$BASE"}"
+[ "$1" != post-restart ] || { rm -rf "$REF${FLEECE_TARGET#"$BASE"}" && cp -a "$FLEECE_SNAPSHOT" "$REF${FLEECE_TARGET#"$BASE"}"; }
 END
 chmod +x "$tmp/hook"
 export REF=$tmp/ref BASE=$tmp
@@ -228,14 +228,18 @@ done
 : >"$tmp/cut"
 cut_options=(--keep-last 3 --full-every 3)
 cut_at() { # how many to let pass, before or after, and of which
-	local before status=0
+	local status=0
 	echo "$*" >"$tmp/cut"
-	before=$(newest)
 	printf '%s' "$*" | dd of="$mnt/a.img" bs=1 seek=$((RANDOM * 16)) conv=notrunc status=none
 	timeout 60 "$script" --on "$mnt" --name vm --incremental "$dir" --hook "$tmp/hook" "${cut_options[@]}" \
 		>"$tmp/said" 2>&1 || status=$?
 	: >"$tmp/cut"
 	[ $status = 137 ] || { [ $status = 0 ] && [ -z "${3-}" ]; } || fail "cut at $*: status $status: $(cat "$tmp/said")"
+	goes_on "$@"
+}
+# The next run builds on what is there, and all is as it should be.
+goes_on() {
+	local before
 	"$script" --list "$dir" --name vm >"$tmp/listed" || fail "after a cut at $*: $(cat "$tmp/listed")"
 	printf 'x%s' "$*" | dd of="$mnt/a.img" bs=1 seek=$((RANDOM * 16)) conv=notrunc status=none
 	before=$(newest)
@@ -245,7 +249,19 @@ cut_at() { # how many to let pass, before or after, and of which
 	one_checkpoint
 	right "$before"
 	right "$(newest)"
-	echo "cut at $*: status $status"
+	echo "after a cut at $*: good"
+}
+# Killed after so many milliseconds, whatever it does.
+cut_after() {
+	local status=0 pid
+	printf '%s' "$*" | dd of="$mnt/a.img" bs=1 seek=$((RANDOM * 16)) conv=notrunc status=none
+	"$script" --on "$mnt" --name vm --incremental "$dir" --hook "$tmp/hook" --verify "${cut_options[@]}" >"$tmp/said" 2>&1 &
+	pid=$!
+	children+=("$pid")
+	sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"
+	kill -KILL "$pid" 2>/dev/null || true
+	wait "$pid" || status=$?
+	goes_on "$1 ms, with status $status"
 }
 cut_at 0 before "mv*.part */vm-"
 cut_at 0 after "mv*.part */vm-"
@@ -260,8 +276,10 @@ if [ -n "$long" ]; then
 	for ((i = 0; i < calls; i++)); do
 		cut_at $i before
 		cut_at $i after
+		cut_after $((RANDOM % 2000))
 	done
 else
+	cut_after $((RANDOM % 1000))
 	cut_at $((RANDOM % 32)) after
 fi
 [ -z "$long" ] || all_right

@@ -2,14 +2,11 @@
 """Drives the guest of guest.py for incremental_guest.sh: it works on its ext4 while each night fleece-backup --incremental
 runs. WORK/nights gets a line for each: the folder, and between which of the guest's operations it was frozen."""
 
-import argparse
 import os
-import random
 import subprocess
 import sys
-import threading
 
-from guest import Guest, numbers, wait_until, work
+from guest import day, numbers, parser, wait_until
 
 
 def night(args, log_path, failures, options):
@@ -29,35 +26,17 @@ def night(args, log_path, failures, options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("root", "live", "disk", "work", "out", "script"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--nights", type=int, default=10)
-    parser.add_argument("--limit", type=int, default=800)
-    args = parser.parse_args()
-    log_path = os.path.join(args.work, "guest.log")
-    open(log_path, "w", encoding="ascii").close()
-    guest = Guest(args)
-    stopping, failures = threading.Event(), []
-    thread = threading.Thread(target=work, args=(guest, log_path, stopping, failures), daemon=True)
-    rng = random.Random(7)
-    try:
-        guest.expect("READY")
-        thread.start()
-        wait_until(log_path, 20, failures)
+    options = parser(__doc__)
+    options.add_argument("--out", required=True, help="where the folders go")
+    options.add_argument("--script", required=True, help="fleece-backup")
+    options.add_argument("--nights", type=int, default=10)
+    options.set_defaults(limit=800)
+    args = options.parse_args()
+
+    def nights(log_path, failures):
         for number in range(args.nights):
-            night(args, log_path, failures, ["--full-every", "6", *(["--verify"] if rng.random() < 0.5 else [])])
-            print(f"night {number + 1}", flush=True)
-        stopping.set()
-        thread.join(60)
-        if failures:
-            raise failures[0]
-        guest.send("0 off")
-        guest.process.wait(60)
-    finally:
-        if guest.process.poll() is None:
-            guest.process.terminate()
-            guest.process.wait(20)
+            night(args, log_path, failures, ["--full-every", "6", *(["--verify"] if number % 3 == 1 else [])])
+    day(args, nights)
 
 
 if __name__ == "__main__":
