@@ -19,7 +19,7 @@ fleece-backup's helper: what a shell cannot do well. Names are bytes, in lists t
   past PARTS SOURCE LIST                says which files of LIST a VM writes in SOURCE itself
 For --incremental, see increments.py, keep.py and restore.py:
   plan|increment|verify_increment|forecast KEY=VALUE...
-  folder_name DIR JOB TOP               a new folder's name, and what killed runs have left there
+  folder_name DIR JOB TOP SOURCE        a new folder's name, and what killed runs have left there
   prune_chains DIR JOB KEEP EVERY       which folders are too old
   settle FOLDER RECORD SNAPSHOT CREATED PAST | state SNAPSHOT       of the job's checkpoints
   restore DIR DATE DISK OUT JOB QUIET DRY | listing DIR JOB VERIFY

@@ -122,12 +122,13 @@ class Planner:
         self.since = parent and os.path.join(self.root, b".since", parent.name.encode())
         self.before = {e.path: e for e in parent.files()} if parent else {}
         self.refused = []
+        self.said = []
 
     def entry(self, path):
         status = os.lstat(os.path.join(self.root, path) if path != b"." else self.root)
         kind = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "symlink"}.get(stat.S_IFMT(status.st_mode))
         if kind is None:
-            print(f"left out, for it is no file: {shown(path)}")
+            self.said.append(f"left out, for it is no file: {shown(path)}")
             return
         if kind == "dir" and path in map(str.encode, OWN):
             raise Failure(73, f"{shown(path)}: a directory of this name has no place in a folder: leave it out with --exclude")
@@ -197,7 +198,7 @@ def make_plan(o):
     folder.parent = parent and parent.name
     planner = Planner(o, shelf, folder, parent)
     paths = [path[2:] or b"." for path in read_list(o["list"])]
-    said = []
+    said = planner.said
     for path in paths:
         planner.entry(path)
     for refused in planner.refused:

@@ -84,7 +84,7 @@ written_past() {
 # A name for the snapshot and the folder; and what killed runs have left in DIR goes.
 name_folder() {
 	local old
-	helper folder_name "$target" "$job" "$mnt/$snapdir" >"$place/names" || bail 73 "$target cannot be read"
+	helper folder_name "$target" "$job" "$mnt/$snapdir" "$source" >"$place/names" || bail 73 "no folder can be made in $target"
 	{
 		IFS= read -r -d '' name
 		while IFS= read -r -d '' old; do

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 
-from .folders import DATE, Damaged, Failure, Shelf
+from .folders import DATE, NAME, Damaged, Failure, Shelf, shown
 from .processes import created_of
 
 
@@ -76,11 +76,20 @@ def state(snapshot):
 
 # --- names ---
 
-def folder_name(path, job, top):
+def check_source(path, job, there, source):
+    """Folders of one name are of one SOURCE: else keep-last of the one would count, and remove, the other's."""
+    names = sorted(n for n in there if (match := NAME.fullmatch(n)) and match[1] == job)
+    last = Shelf(path, only=names[-1]).folders.get(names[-1]) if names else None
+    if last and last.source != os.fsencode(source):
+        raise Failure(73, f"{path} has folders {job}-* of another SOURCE, {shown(last.source)}: take another --name or DIR")
+
+
+def folder_name(path, job, top, source):
     """A name with the date that nothing has yet, for clocks go back, and two may fall in one second; then what
     killed runs have left in PATH, which is locked."""
     base = f"{job}-{time.strftime('%Y-%m-%dT%H-%M-%S')}"
     there = os.listdir(path)
+    check_source(path, job, there, source)
     taken = {*there, *os.listdir(top)}
     number = 1
     name = base

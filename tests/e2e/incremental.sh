@@ -315,7 +315,10 @@ hash -r
 all_right
 
 step "choices; two in a second; locks"
+mkfifo "$mnt/pipe"
 backup 0 --name vm --incremental "$dir" --hook "$tmp/hook" --exclude a.img --bwlimit 50M
+grep -q 'left out, for it is no file: pipe' "$tmp/said" || fail "$(cat "$tmp/said")"
+rm "$mnt/pipe"
 backup 0 --name vm --incremental "$dir" --hook "$tmp/hook"
 in_full "$dir/$(newest)" a.img || fail "built on an image that was left out: $(about "$dir/$(newest)")"
 right "$(newest)"
@@ -337,6 +340,8 @@ backup 75 --name vm3 --incremental "$dir"
 grep -q "at work in $dir" "$tmp/said" || fail "$(cat "$tmp/said")"
 echo >"$tmp/go"
 wait "$first" || fail "$(cat "$tmp/first")"
+backup 73 --name vm --incremental "$dir"
+grep -q "of another SOURCE, $src" "$tmp/said" || fail "$(cat "$tmp/said")"
 where=(--on "$mnt")
 umount_fs "$tmp/mnt3"
 rm -r "${dir:?}/$(newest)"
