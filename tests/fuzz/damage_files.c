@@ -258,7 +258,7 @@ static void change(enum op op, const struct file *f, uint8_t *data, size_t *len,
                    size_t *to)
 {
 	uint8_t word[8];
-	size_t at = 0, n = 8;
+	size_t at = 0, n = 8, low;
 
 	switch (op) {
 	case FLIP:
@@ -310,9 +310,9 @@ static void change(enum op op, const struct file *f, uint8_t *data, size_t *len,
 		memcpy(word, data + at, 8);
 		memcpy(data + at, data + n, 8);
 		memcpy(data + n, word, 8);
-		n = FF_MAX(at, n) + 8;
-		at = at + 8 == n ? at : FF_MIN(at, n - 8);
-		n -= at;
+		low = FF_MIN(at, n);
+		n = FF_MAX(at, n) + 8 - low;
+		at = low;
 	}
 	*from = at;
 	*to = at + n;
