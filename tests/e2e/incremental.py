@@ -72,7 +72,7 @@ def change(mnt, seed, night):
     rng = random.Random(f"{seed} {night}")
     mnt = os.fsencode(mnt)
     for name in rng.sample(NAMES, 4):
-        if len(list(tree(mnt))) < 6:
+        if len(list(tree(mnt))) < 5:
             create(rng, os.path.join(mnt, name))
     for name in sorted(tree(mnt)):
         path = os.path.join(mnt, name)
