@@ -298,7 +298,7 @@ class Shelf:
             folder, entry = older, below
             found.append((folder, entry))
             if len(found) > MOST_LINKS:
-                raise Damaged(f"{folder.name}: a chain of more than {MOST_LINKS} images")
+                raise Damaged(f"{found[0][0].name}: a chain of more than {MOST_LINKS} images")
         return found
 
     def open_image(self, folder, entry):
