@@ -12,40 +12,22 @@
  * may be cached for long.
  *
  * A node's key is the address of its frozen name (of a directory or a file; of the snapshot, for
- * what stands for its root) and the naming. MADE is the struct since_pair of a directory, the
- * struct made_file of an image or of ranges. All is constant once made. An open file keeps both
- * snapshots (ff_since_open()).
+ * what stands for its root) and the naming. MADE is the struct since_pair of a directory; files are
+ * in since_file.c. All is constant once made.
  */
 #include "fusefs/since.h"
 
-#include <fcntl.h>
-#include <linux/fuse.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ff_util.h"
 #include "fusefs/options.h"
 
-enum { SALT_SINCE = 2, SALT_RANGES = 3 };
+enum { SALT_SINCE = 2 };
 
-static const struct node_ops since_root_ops, since_dir_ops, since_image_ops, since_ranges_ops;
+static const struct node_ops since_root_ops, since_dir_ops;
 
-/* Node of a file. */
-struct made_file {
-	struct since_pair *pair; /* a reference */
-	struct ff_since *since;
-	uint64_t salt;
-	off_t size;
-	blkcnt_t blocks;
-};
-
-/* An open one. */
-struct since_file {
-	struct handle h;
-	struct ff_since_file *file;
-};
-
-static uint64_t hash(uint64_t seed, const char *s)
+uint64_t since_hash(uint64_t seed, const char *s)
 {
 	uint64_t h = seed ^ UINT64_C(0xcbf29ce484222325);
 
@@ -93,7 +75,7 @@ static int pair_make(struct fs *fs, struct ff_snap *new, const char *name, struc
 	if (!pair)
 		return -ENOMEM;
 	atomic_init(&pair->refs, 1);
-	pair->salt = hash(SALT_SINCE, name);
+	pair->salt = since_hash(SALT_SINCE, name);
 	if (strcmp(name, "-") == 0) {
 		strcpy(pair->name, name);
 	} else {
@@ -182,205 +164,6 @@ static int root_opendir(struct fs *fs, struct node *node, struct handle **out)
 	return derived_opendir(fs, node, &root_handle_ops, out);
 }
 
-/* --- files --- */
-
-static void made_free(void *p)
-{
-	struct made_file *m = p;
-
-	since_pair_put(m->pair);
-	if (m->since)
-		ff_since_free(m->since);
-	free(m);
-}
-
-static int file_getattr(struct fs *fs, struct node *node, struct handle *handle, struct stat *out)
-{
-	const struct made_file *m = node->made;
-
-	derived_stat(node->snap, node->frozen, m->salt, out);
-	out->st_size = m->size;
-	out->st_blocks = m->blocks;
-	return 0;
-}
-
-/* Where the disk was in OLD, for who keeps a chain of copies under names of his own; not listed. */
-static int image_getxattr(struct fs *fs, struct node *node, const char *name, void *buf,
-                          size_t size, size_t *len)
-{
-	const struct made_file *m = node->made;
-	const char *path = ff_since_old_path(m->since);
-
-	if (strcmp(name, "user.fleecefs.old_path") != 0)
-		return derived_getxattr(fs, node, name, buf, size, len);
-	if (!path)
-		return -ENODATA;
-	*len = strlen(path);
-	if (size > 0 && *len > size)
-		return -ERANGE;
-	if (size > 0)
-		memcpy(buf, path, *len);
-	return 0;
-}
-
-/* For st_ino of the file that is called NAME in DIR, and is an image or ranges. */
-static uint64_t file_salt(const struct node *dir, const char *name, bool image)
-{
-	const struct since_pair *pair = dir->made;
-	struct stat st;
-
-	ff_frozen_stat(dir->snap, dir->frozen, &st);
-	return hash(pair->salt + st.st_ino + (image ? 0 : SALT_RANGES), name);
-}
-
-/* What is called NAME in a directory, and what it is made from. */
-struct found {
-	const char *name, *stored;
-	const struct ff_frozen *f;
-	bool image;
-};
-
-static int make_file(struct fs *fs, struct node *dir, const struct found *what,
-                     struct made_file **out)
-{
-	struct since_pair *pair = dir->made;
-	struct ff_since_pair engine = since_engine_pair(fs, dir->snap, pair);
-	struct made_file *m = calloc(1, sizeof *m);
-	struct stat st;
-	uint64_t space;
-	int r;
-
-	if (!m)
-		return -ENOMEM;
-	m->pair = since_pair_ref(pair);
-	m->salt = file_salt(dir, what->name, what->image);
-	r = ff_since_make(&engine, dir->frozen, what->stored, what->f, &m->since);
-	if (r < 0) {
-		made_free(m);
-		return r == -ESTALE ? -ENOENT : r;
-	}
-	ff_frozen_stat(dir->snap, what->f, &st);
-	m->size = what->image ? (off_t)ff_since_image_size(m->since) : st.st_size;
-	space = what->image ? (uint64_t)m->size : ff_since_changed(m->since);
-	m->blocks = (blkcnt_t)ff_div_up(space, 512);
-	*out = m;
-	return 0;
-}
-
-static int enter_file(struct fs *fs, struct node *dir, const struct found *what, struct entry *out)
-{
-	const struct node_ops *ops = what->image ? &since_image_ops : &since_ranges_ops;
-	const struct since_pair *pair = dir->made;
-	const uint64_t key[2] = {(uintptr_t)what->stored, pair->naming};
-	struct made_file *m;
-	int r = 0;
-
-	out->timeout = FS_FROZEN_TIMEOUT;
-	if (!node_find(fs->nodes, ops, key, &out->node)) {
-		r = make_file(fs, dir, what, &m);
-		if (r == 0)
-			r = derived_enter(fs, ops, dir->snap, what->f, key, m, made_free, out);
-	}
-	return r < 0 ? r : file_getattr(fs, out->node, NULL, &out->st);
-}
-
-static struct since_file *file_of(struct handle *h)
-{
-	return FF_CONTAINER(h, struct since_file, h);
-}
-
-static void since_flush(struct handle *h)
-{
-	ff_since_flushed(file_of(h)->file);
-}
-
-static void since_free(struct handle *h)
-{
-	ff_since_close(file_of(h)->file);
-	free(file_of(h));
-}
-
-static int image_read(struct handle *h, void *buf, size_t size, off_t off, size_t *got)
-{
-	return ff_since_read_image(file_of(h)->file, buf, size, off, got);
-}
-
-static int image_seek(struct handle *h, off_t off, int whence, off_t *out)
-{
-	const struct made_file *m = h->node->made;
-
-	if (off < 0 || off >= m->size)
-		return -ENXIO;
-	*out = whence == SEEK_HOLE ? m->size : off;
-	return 0;
-}
-
-static const struct handle_ops image_handle_ops = {
-    .read = image_read,
-    .seek = image_seek,
-    .sync = derived_nothing_to_sync,
-    .flush = since_flush,
-    .free = since_free,
-};
-
-static int ranges_read(struct handle *h, void *buf, size_t size, off_t off, size_t *got)
-{
-	return ff_since_read_ranges(file_of(h)->file, buf, size, off, got);
-}
-
-static int ranges_seek(struct handle *h, off_t off, int whence, off_t *out)
-{
-	const struct made_file *m = h->node->made;
-	struct ff_since_run run;
-	int r = 0;
-
-	if (whence != SEEK_DATA && whence != SEEK_HOLE)
-		return -EINVAL;
-	if (off < 0 || off >= m->size)
-		return -ENXIO;
-	while (off < m->size) {
-		r = ff_since_next(file_of(h)->file, (uint64_t)off, false, &run);
-		if (r < 0 || whence == SEEK_DATA || run.off > (uint64_t)off)
-			break;
-		off = (off_t)(run.off + run.len);
-	}
-	if (r < 0 && (r != -ENXIO || whence == SEEK_DATA))
-		return r;
-	*out = whence == SEEK_DATA ? (off_t)run.off : off;
-	return 0;
-}
-
-static const struct handle_ops ranges_handle_ops = {
-    .read = ranges_read,
-    .seek = ranges_seek,
-    .sync = derived_nothing_to_sync,
-    .flush = since_flush,
-    .free = since_free,
-};
-
-static int file_open(struct fs *fs, struct node *node, int flags, struct handle **out)
-{
-	const struct made_file *m = node->made;
-	struct since_file *f;
-	int r;
-
-	if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC)
-		return -EROFS;
-	f = calloc(1, sizeof *f);
-	if (!f)
-		return -ENOMEM;
-	r = ff_since_open(m->since, &f->file);
-	if (r < 0) {
-		free(f);
-		return r;
-	}
-	handle_init(&f->h, node->ops == &since_image_ops ? &image_handle_ops : &ranges_handle_ops,
-	            fs, node);
-	f->h.open_flags = flags & O_DIRECT ? FOPEN_DIRECT_IO : FOPEN_KEEP_CACHE;
-	*out = &f->h;
-	return 0;
-}
-
 /* --- directories --- */
 
 static int dir_getattr(struct fs *fs, struct node *node, struct handle *handle, struct stat *out)
@@ -394,7 +177,7 @@ static int dir_getattr(struct fs *fs, struct node *node, struct handle *handle, 
 static int dir_lookup(struct fs *fs, struct node *dir, const char *name, struct entry *out)
 {
 	bool root = dir->frozen == ff_snap_root(dir->snap);
-	struct found what = {.name = name};
+	struct since_found what = {.name = name};
 	enum ff_since_kind kind;
 	int r = ff_since_find(dir->snap, dir->frozen, name, &kind, &what.stored, &what.f);
 
@@ -407,7 +190,7 @@ static int dir_lookup(struct fs *fs, struct node *dir, const char *name, struct 
 	if (kind == FF_SINCE_DIR)
 		return enter_dir(fs, dir->snap, what.f, what.stored, dir->made, out);
 	what.image = kind == FF_SINCE_IMAGE;
-	return enter_file(fs, dir, &what, out);
+	return since_file_enter(fs, dir, &what, out);
 }
 
 struct since_dir {
@@ -435,7 +218,7 @@ static int dir_item(struct handle *h, off_t off, struct dir_item *out)
 			break;
 	}
 	if (kind == FF_SINCE_IMAGE)
-		salt = file_salt(n, d->name, true);
+		salt = since_file_salt(n, d->name, true);
 	else if (off == 1 && n->frozen == f)
 		salt = SALT_SINCE;
 	*out = (struct dir_item){
@@ -489,24 +272,6 @@ static const struct node_ops since_dir_ops = {
     .lookup = dir_lookup,
     .getattr = dir_getattr,
     .opendir = dir_opendir,
-    .getxattr = derived_getxattr,
-    .listxattr = derived_listxattr,
-};
-
-static const struct node_ops since_image_ops = {
-    .denied = -EROFS,
-    .lasting = true,
-    .getattr = file_getattr,
-    .open = file_open,
-    .getxattr = image_getxattr,
-    .listxattr = derived_listxattr,
-};
-
-static const struct node_ops since_ranges_ops = {
-    .denied = -EROFS,
-    .lasting = true,
-    .getattr = file_getattr,
-    .open = file_open,
     .getxattr = derived_getxattr,
     .listxattr = derived_listxattr,
 };

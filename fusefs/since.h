@@ -1,5 +1,5 @@
 /*
- * What since.c and since_json.c share.
+ * What since.c, since_file.c and since_json.c share.
  */
 #ifndef FF_SINCE_H
 #define FF_SINCE_H
@@ -23,6 +23,22 @@ void since_pair_put(void *pair);
 /* What the engine is to compare for a node of NEW. */
 struct ff_since_pair since_engine_pair(const struct fs *fs, struct ff_snap *new,
                                        const struct since_pair *pair);
+
+/* Goes on with a hash, for st_ino. */
+uint64_t since_hash(uint64_t seed, const char *s);
+
+/* --- since_file.c --- */
+/* What is called NAME in a directory, and what it is made from. */
+struct since_found {
+	const char *name, *stored;
+	const struct ff_frozen *f;
+	bool image;
+};
+
+/* For st_ino of the file that is called NAME in DIR, and is an image or ranges. */
+uint64_t since_file_salt(const struct node *dir, const char *name, bool image);
+int since_file_enter(struct fs *fs, struct node *dir, const struct since_found *what,
+                     struct entry *out);
 
 /* --- since_json.c --- */
 #define SINCE_JSON "changes.json"
