@@ -77,18 +77,24 @@ Test(absent, the_only_one)
 		only_one(how & 1, how & 2);
 }
 
+/* The snapshot is away during a mount that writes SALT all over its disk, and back after that. */
+static void write_while_away(unsigned salt)
+{
+	five_shell("mv $F/s0 $S/../away");
+	begin();
+	five_change(0, SIZE, salt);
+	end(true);
+	five_shell("mv $S/../away $F/s0");
+	begin();
+	cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO);
+}
+
 /* Nothing was made meanwhile, and nothing is left that tells of the time but .known. */
 Test(absent, the_only_one_of_a_mount_without_any)
 {
 	five_freeze(0);
 	end(true);
-	five_shell("mv $F/s0 $S/../away");
-	begin();
-	five_change(0, SIZE, 3);
-	end(true);
-	five_shell("mv $S/../away $F/s0");
-	begin();
-	cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO);
+	write_while_away(3);
 	drop_all(0, 0);
 }
 
@@ -229,11 +235,5 @@ Test(absent, one_that_tells_of_no_mount)
 		five_expect(0);
 		end(i != 1);
 	}
-	five_shell("mv $F/s0 $S/../away");
-	begin();
-	five_change(0, SIZE, 7);
-	end(true);
-	five_shell("mv $S/../away $F/s0");
-	begin();
-	cr_assert_eq(frozen_error(&fx, "s0", "disk"), -EIO);
+	write_while_away(7);
 }
