@@ -177,11 +177,12 @@ for ((i = 0; i < rounds; i++)); do
 	grep 'left by' "$tmp/said" || true
 	nothing_left
 done
-# certainly in the middle
+# certainly in the middle; what the run before has said is no sign of this one
+rm "$tmp/said"
 "$script" "${where[@]}" -- sh -c "sleep 1000 & sleep 1001; :" >"$tmp/said" 2>&1 &
 pid=$!
 children+=("$pid")
-wait_for 20 grep -q 'to be backed up' "$tmp/said"
+wait_for 20 grep -q 'to be backed up' "$tmp/said" || fail "it does not begin: $(cat "$tmp/said")"
 kill -KILL $pid
 wait $pid || true
 [ "$(mounts)" = 1 ] || fail "it was not in the middle"

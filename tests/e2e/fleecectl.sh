@@ -385,6 +385,7 @@ assert snapshots[1]["name_hex"].endswith("ff"), snapshots' "$(find "$src" -type 
 drawn() {
 	[ "$(grep -c -- "$2" "$tmp/out")" -ge "$1" ]
 }
+rm "$tmp/out"
 env --default-signal=INT "$ctl" status --watch=0.1 "$mnt" >"$tmp/out" &
 watcher=$!
 children+=("$watcher")
@@ -392,6 +393,7 @@ wait_for 30 drawn 3 '^fleecefs ' || fail "--watch: $(cat "$tmp/out")"
 kill -INT "$watcher"
 wait "$watcher" || fail "--watch does not end well: $?"
 fits
+rm "$tmp/out"
 script -qec "echo \$\$; stty cols 80; exec env --default-signal=INT $ctl status -w.1 $mnt" /dev/null </dev/null >"$tmp/out" &
 watcher=$!
 children+=("$watcher")
