@@ -36,9 +36,10 @@
 #include "ff_util.h"
 
 enum {
-	PIECE = 1 << 20, /* read at a time, or the rest of one */
-	EXPECTED = 32,   /* images that are told what they will be asked for */
-	GAP = 64 << 10,  /* read over rather than begun anew after */
+	PIECE = 1 << 20,   /* read at a time, or the rest of one */
+	EXPECTED = 32,     /* images that are told what they will be asked for */
+	GAP = 64 << 10,    /* read over rather than begun anew after */
+	PROBE = 128 << 10, /* of a sparse source: read before it is asked for holes again */
 };
 _Static_assert(PIECE / 4096 <= OWNERS_MAX, "a piece of the smallest clusters");
 
@@ -47,6 +48,7 @@ struct ff_reader {
 	const struct ff_frozen *inode;
 	struct link *link; /* kept in its chain by the hold */
 	struct consumer consumer;
+	bool sparse;               /* constant: the source had holes when it was frozen */
 	pthread_mutex_t kept_lock; /* the following, a leaf */
 	struct link *kept_of;
 	uint64_t kept_cluster;
@@ -73,6 +75,7 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 		return -ENOMEM;
 	rd->inode = f;
 	rd->link = l;
+	rd->sparse = (uint64_t)f->st.st_blocks < (uint64_t)f->st.st_size / 512;
 	pthread_mutex_init(&rd->kept_lock, NULL);
 	disk_use(l->disk);
 	hold_begin(&rd->hold, snap);
@@ -139,6 +142,43 @@ static bool is_whole(const struct piece *p, unsigned i)
 	return end_of(p, i) - begin_of(p, i) == p->size;
 }
 
+/* Where data begins in the source, from AT on; END: not before it. What cannot be asked has data.
+ */
+static uint64_t data_from(int fd, uint64_t at, uint64_t end)
+{
+	uint64_t data;
+	int r = io_seek(fd, at, SEEK_DATA, &data);
+
+	if (r == -ENXIO)
+		return end;
+	return r ? at : FF_MIN(FF_MAX(data, at), end);
+}
+
+/* Reads bytes [AT, END) of the source; *GOT fewer: those that it has. Holes are not read: the
+ * kernel reads far ahead over them when somebody reads the data beside them, and would make pages
+ * of zeros for that twice. The source is not asked where data end, which may be many extents on. */
+static int read_source(const struct ff_reader *rd, int fd, char *buf, uint64_t at, uint64_t end,
+                       size_t *got)
+{
+	uint64_t from = at;
+	size_t n = 0, len = 0;
+	int r = 0;
+
+	if (!rd->sparse)
+		return io_pread_once(fd, buf, (size_t)(end - at), at, got);
+	while (!r && n == len && at < end) {
+		uint64_t data = data_from(fd, at, end);
+
+		memset(buf + (at - from), 0, (size_t)(data - at));
+		n = len = (size_t)(FF_MIN(end, ff_round_up(data + 1, PROBE)) - data);
+		if (len)
+			r = io_pread_once(fd, buf + (data - from), len, data, &n);
+		at = data + n;
+	}
+	*got = (size_t)(at - from);
+	return r;
+}
+
 /* Reads what the source owns; *ANY: something. */
 static int read_live(struct piece *p, bool *any)
 {
@@ -160,8 +200,8 @@ static int read_live(struct piece *p, bool *any)
 		len = (size_t)(end_of(p, last) - begin_of(p, i));
 		r = disk_source(p->rd->link->disk, &fd);
 		if (!r)
-			r = io_pread_once(fd, p->buf + (begin_of(p, i) - p->from), len,
-			                  begin_of(p, i), &got);
+			r = read_source(p->rd, fd, p->buf + (begin_of(p, i) - p->from),
+			                begin_of(p, i), begin_of(p, i) + len, &got);
 		if (r && gap > 1) { /* perhaps what lies between cannot be read */
 			gap = 1;
 			r = 0;
