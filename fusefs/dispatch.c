@@ -14,6 +14,7 @@
 
 #include "ff_util.h"
 #include "fusefs/inode.h"
+#include "fusefs/options.h"
 
 void dispatch_put_cleanup(struct node **n)
 {
@@ -305,6 +306,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	               FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
 	               FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_AUTO_INVAL_DATA);
 	conn->max_write = FS_MAX_IO;
+	conn->max_read = fs->options->max_read;
 	conn->max_readahead = 4u << 20;
 	conn->max_background = 128;
 	conn->congestion_threshold = 96;

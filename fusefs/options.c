@@ -33,7 +33,8 @@ enum key {
 	KEY_LOG_LEVEL,
 	KEY_MAX_THREADS,
 	KEY_MAX_IDLE,
-	KEY_DURABLE, /* from here on: without a value */
+	KEY_MAX_READ, /* libfuse's, too */
+	KEY_DURABLE,  /* from here on: without a value */
 	KEY_CLONE_FD,
 	KEY_FOREGROUND,
 	KEY_DEBUG,
@@ -75,6 +76,7 @@ static const struct fuse_opt fuse_names[] = {
     FUSE_OPT_KEY("log-level=", KEY_LOG_LEVEL),
     FUSE_OPT_KEY("max_threads=", KEY_MAX_THREADS),
     FUSE_OPT_KEY("max_idle_threads=", KEY_MAX_IDLE),
+    FUSE_OPT_KEY("max_read=", KEY_MAX_READ),
     FUSE_OPT_KEY("durable", KEY_DURABLE),
     FUSE_OPT_KEY("clone_fd", KEY_CLONE_FD),
     FUSE_OPT_KEY("-f", KEY_FOREGROUND),
@@ -306,6 +308,8 @@ static int set_value(struct options *o, enum key key, const char *v)
 		return parse_number("max_threads", v, 1, 10000, &o->max_threads);
 	case KEY_MAX_IDLE:
 		return parse_number("max_idle_threads", v, 1, 10000, &o->max_idle_threads);
+	case KEY_MAX_READ:
+		return parse_number("max_read", v, 4096, 1 << 30, &o->max_read);
 	default:
 		return -EINVAL;
 	}
@@ -366,7 +370,9 @@ static int on_option(void *data, const char *arg, int key, struct fuse_args *lef
 		set_flag(o, key);
 		return 0;
 	}
-	return set_value(o, key, strchr(arg, '=') + 1) < 0 ? -1 : 0;
+	if (set_value(o, key, strchr(arg, '=') + 1) < 0)
+		return -1;
+	return key == KEY_MAX_READ; /* the kernel is to hear of it, by way of libfuse */
 }
 
 /* Takes one --name out of argv; *I is moved past what was used. 1: it is not one of ours. */

@@ -38,6 +38,7 @@ struct options {
 	bool foreground, debug, single_thread, help, version;
 	bool clone_fd;
 	unsigned max_threads, max_idle_threads; /* 0: our choice */
+	unsigned max_read;                      /* bytes of a request; 0: no limit */
 };
 
 /* Parses argv. Options of libfuse remain in *ARGS, which is the caller's to free. -EINVAL: said on

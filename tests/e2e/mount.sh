@@ -233,7 +233,8 @@ rmdir "$snaps/x"
 umount_fs
 
 step "what must not be turned on, or found"
-mount_fs -o writeback_cache,relatime,comment=x
+mount_fs -o writeback_cache,relatime,comment=x,max_read=65536
+grep -F "$mnt" /proc/self/mounts | grep -q max_read=65536 || fail "the kernel does not hear of max_read"
 printf '%s' "$(head -c 10000 /dev/zero | tr '\0' x)" >"$mnt/late.img"
 mkdir "$snaps/x"
 [ "$(stat -c %s "$snaps/x/late.img")" = 10000 ] || fail "a write waited in a cache and missed the freeze"
