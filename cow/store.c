@@ -23,7 +23,13 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { LATE_WAIT_MS = 10000, LOCK_POLL_MS = 20, LOCK_MS = 1500, LOCK_ENDING_MS = 60000 };
+enum {
+	LATE_WAIT_MS = 10000,
+	LOCK_POLL_MS = 20,
+	LOCK_MS = 1500,
+	LOCK_SAY_MS = 3000,
+	LOCK_ENDING_MS = 300000
+};
 
 #define ENDING "ending\n" /* in the lock file, while the store is closed */
 
@@ -134,6 +140,7 @@ static bool holder_ends(struct ff_store *s)
  * holder that ends is waited for, and one that may be about to is given a moment. */
 static int take_lock(struct ff_store *s)
 {
+	bool ends = false;
 	int r = io_openat(s->fleece_fd, ".lock", O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600,
 	                  &s->lock_fd);
 
@@ -147,14 +154,20 @@ static int take_lock(struct ff_store *s)
 			return 0;
 		if (r != -EWOULDBLOCK)
 			break;
-		r = 0;
-		if (waited >= (holder_ends(s) ? LOCK_ENDING_MS : LOCK_MS))
-			r = -EBUSY;
-		else
+		ends = holder_ends(s);
+		if (waited == LOCK_SAY_MS)
+			ff_info("%s: waiting for the fleecefs that was unmounted, which still "
+			        "writes back what it had changed",
+			        s->fleece_path);
+		r = waited >= (ends ? LOCK_ENDING_MS : LOCK_MS) ? -EBUSY : 0;
+		if (!r)
 			nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000L}, NULL);
 	}
 	ff_error("%s/.lock: %s", s->fleece_path,
-	         r == -EBUSY    ? "another fleecefs uses this fleece directory: unmount it first"
+	         r == -EBUSY && ends
+	             ? "the fleecefs that was unmounted still writes back what it had "
+	               "changed: mount again when its process has ended"
+	         : r == -EBUSY  ? "another fleecefs uses this fleece directory: unmount it first"
 	         : r == -EINVAL ? "not a regular file: remove it"
 	                        : strerror(-r));
 	return r;

@@ -252,6 +252,20 @@ int mnt_start_and_kill(struct mnt *m, unsigned after_us)
 	return mnt_collect_killed(m);
 }
 
+/* Where each thread of the daemon is, in the kernel: who waits for what, for whoever reads the log.
+ */
+static void print_stacks(pid_t daemon)
+{
+	char command[160];
+
+	snprintf(command, sizeof command,
+	         "for t in /proc/%d/task/*; do echo \"$t $(cat $t/comm $t/wchan)\"; cat $t/stack; "
+	         "done >&2",
+	         (int)daemon);
+	if (system(command) != 0)
+		fprintf(stderr, "its stacks cannot be read\n");
+}
+
 int mnt_stop(struct mnt *m)
 {
 	int r = -EBUSY, i, status = 0;
@@ -274,6 +288,7 @@ int mnt_stop(struct mnt *m)
 	}
 	if (got != m->daemon) {
 		fprintf(stderr, "the daemon did not end within 60 s of the unmount\n");
+		print_stacks(m->daemon);
 		return -ETIMEDOUT;
 	}
 	m->daemon = 0;

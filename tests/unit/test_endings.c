@@ -5,9 +5,11 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,6 +29,53 @@ Test(endings, clean_end_and_new_mount)
 	five_change(1000, 150000, 99);
 	for (int i = 0; i < SNAPS; i++)
 		five_expect(i);
+}
+
+/* Another process has the lock of FLEECE_DIR for that long, and TEXT in its file. */
+static pid_t holder(const char *text, long ms)
+{
+	char path[160], ready;
+	int ends[2], fd;
+	pid_t pid;
+
+	cr_assert_eq(pipe(ends), 0);
+	pid = fork();
+	if (pid == 0) {
+		snprintf(path, sizeof path, "%s/.lock", fx.fleece);
+		fd = open(path, O_RDWR | O_TRUNC);
+		if (fd < 0 || flock(fd, LOCK_EX) || write(fd, text, strlen(text)) < 0 ||
+		    write(ends[1], "!", 1) != 1)
+			_exit(1);
+		nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
+		_exit(0);
+	}
+	close(ends[1]);
+	cr_assert_eq(read(ends[0], &ready, 1), 1);
+	close(ends[0]);
+	return pid;
+}
+
+Test(endings, one_that_writes_back_is_waited_for)
+{
+	struct ff_store *store;
+	struct timespec before, after;
+	pid_t pid;
+
+	five_give_back();
+	fixture_close(&fx);
+	pid = holder("ending\n", 3300);
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	fixture_open(&fx);
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	cr_assert_gt(after.tv_sec - before.tv_sec, 1);
+	cr_assert_eq(waitpid(pid, NULL, 0), pid);
+	fixture_close(&fx);
+	pid = holder("", 60000);
+	cr_assert_eq(ff_store_open(&fx.config, &store), -EBUSY);
+	kill(pid, SIGKILL);
+	cr_assert_eq(waitpid(pid, NULL, 0), pid);
+	fixture_open(&fx);
+	disk_fd = live_open(&fx, "disk", &disk);
 }
 
 Test(endings, killed_daemon_loses_nothing)
