@@ -1,5 +1,5 @@
 /*
- * What a power loss test knows of its disks and snapshots: see power_world.c.
+ * What a power loss test knows of its disks and snapshots: see power_world.c and power_writers.c.
  */
 #ifndef FF_TEST_POWER_WORLD_H
 #define FF_TEST_POWER_WORLD_H
@@ -82,13 +82,15 @@ void world_end(struct world *w);
 /* Opens the store with or without `durable`. */
 int world_open(struct world *w, bool durable);
 void world_close(struct world *w);
-/* W->ops random operations of the first thread, the others writing meanwhile; ends early at a cut.
- */
-void world_work(struct world *w, struct emu_rng *rng);
 /* For emu_cut_in(): notes what is known at the cut. */
 void world_on_cut(void *world);
 
 void complain(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- power_writers.c --- */
+/* W->ops random operations of the first thread, the others writing meanwhile; ends early at a cut.
+ */
+void world_work(struct world *w, struct emu_rng *rng);
 
 /* --- power_check.c --- */
 /* What the first writer does right after a freeze. */

@@ -1,6 +1,6 @@
 /*
  * Loss of power at random moments, on storage that keeps, loses, tears and reorders whatever no
- * sync covers (emu_disk.h), under writers and with snapshots coming and going (power_world.c).
+ * sync covers (emu_disk.h), under writers and with snapshots coming and going (power_writers.c).
  *
  *   powerloss [--seed=N] [--cases=N] [--kind=N] [-v]
  *
