@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -76,7 +77,7 @@ void emu_cut_now(void)
 
 bool emu_is_cut(void)
 {
-	return __atomic_load_n(&emu.cut, __ATOMIC_RELAXED);
+	return atomic_load(&emu.cut);
 }
 
 struct emu_counts emu_counts(void)

@@ -54,7 +54,7 @@ struct emu {
 	bool one;
 	unsigned sync_us, boots, last_number, order_violations;
 	uint64_t seq;
-	bool cut;
+	_Atomic bool cut; /* changes under the lock, read without */
 	unsigned countdown;
 	void (*on_cut)(void *ctx);
 	void *ctx;
