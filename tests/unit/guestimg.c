@@ -94,6 +94,16 @@ uint8_t *guestimg_load(const struct guestimg *g, const char *name, size_t *size)
 	return buf;
 }
 
+void guestimg_put(const struct guestimg *g, const char *name, uint64_t off, uint64_t v)
+{
+	int fd = openat(g->dirfd, name, O_RDWR | O_CLOEXEC);
+	uint8_t b[8];
+
+	ff_put_be64(b, v);
+	cr_assert(fd >= 0 && pwrite(fd, b, 8, (off_t)off) == 8);
+	close(fd);
+}
+
 /* --- bytes of a file --- */
 
 static int file_read(const struct qs_bytes *b, void *buf, size_t len, uint64_t off)

@@ -37,6 +37,8 @@ int guestimg_run(const struct guestimg *g, const char *fmt, ...)
 void guestimg_raw(const struct guestimg *g, const char *name, uint64_t size, uint64_t seed);
 /* All bytes of NAME; malloc'd. */
 uint8_t *guestimg_load(const struct guestimg *g, const char *name, size_t *size);
+/* Puts V at OFF of NAME, as qcow2 has its numbers. */
+void guestimg_put(const struct guestimg *g, const char *name, uint64_t off, uint64_t v);
 
 /* Opens NAME and all that it needs from the same directory. */
 int guestimg_open(struct guestimg *g, const char *name);
