@@ -23,7 +23,7 @@
 #define VERSION 1u
 #define SUM_AT  504u
 
-static const char magic[8] = "fleeledg";
+static const char magic[8] FF_NONSTRING = "fleeledg";
 
 uint64_t ledger_sectors(uint64_t clusters)
 {

@@ -37,7 +37,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-static const char magic[8] = "FLEECEMF";
+static const char magic[8] FF_NONSTRING = "FLEECEMF";
 
 enum {
 	VERSION = 2,

@@ -63,7 +63,7 @@
 #define FLAG_LEDGER      8u
 #define WHY_SHIFT        8u
 
-static const char sums_magic[8] = "fleesums";
+static const char sums_magic[8] FF_NONSTRING = "fleesums";
 #define SUMS_VERSION 1u
 #define SUMS_SUM     56u
 

@@ -209,7 +209,8 @@ int session_ending(struct ff_store *s, enum ending *how, struct ending_record **
 bool session_unchanged(const struct ending_record *record, const struct identity *id,
                        const struct stat *st)
 {
-	struct ending_line key = {.ino = id->ino}, *l;
+	struct ending_line key = {.ino = id->ino};
+	const struct ending_line *l;
 
 	l = bsearch(&key, record->lines, record->count, sizeof key, by_ino);
 	if (!l || l->btime_sec != id->btime_sec || l->btime_nsec != id->btime_nsec ||

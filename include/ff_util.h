@@ -50,6 +50,16 @@ static inline void ff_unlock_cleanup(pthread_mutex_t **m)
 #define FF_GUARD__(m, n) FF_GUARD_(m, n)
 #define FF_GUARD(m)      FF_GUARD__(m, __COUNTER__)
 
+/* An array of characters without a NUL at the end. */
+#ifdef __has_attribute
+#if __has_attribute(nonstring)
+#define FF_NONSTRING __attribute__((nonstring))
+#endif
+#endif
+#ifndef FF_NONSTRING
+#define FF_NONSTRING
+#endif
+
 /* Gives the fd away: returns it and leaves -1 behind, so that ff_autoclose does nothing. */
 static inline int ff_take_fd(int *fd)
 {
