@@ -194,6 +194,7 @@ struct ff_store {
 	char aside_path[64]; /* of that directory, below SOURCE; constant */
 	atomic_uint asides;  /* disks that have a name there */
 	dev_t source_dev, fleece_dev;
+	bool knows_holes; /* constant: SOURCE's filesystem is quick to tell where they are */
 	ino_t fleece_ino;
 	struct barrier *writes;
 	struct barrier *reads;

@@ -101,6 +101,7 @@ static int check_fleece_dir(struct ff_store *s)
 		r = -EINVAL;
 	}
 	s->source_dev = st.st_dev;
+	s->knows_holes = io_knows_holes(s->source_fd);
 	if (!r && path_is_below(s->source_path, s->fleece_path)) {
 		ff_error("%s holds SOURCE: give another --fleece-dir", s->fleece_path);
 		r = -EINVAL;

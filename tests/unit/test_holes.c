@@ -82,6 +82,7 @@ static void setup(void)
 	memcpy(now, want, SIZE);
 	moment = NEVER;
 	fixture_open(&fx);
+	fx.store->knows_holes = true; /* wherever this runs */
 	fd = live_open(&fx, "a", &disk);
 	cr_assert_eq(ff_store_freeze(fx.store, "s", 0), 0);
 }
