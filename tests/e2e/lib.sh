@@ -78,12 +78,12 @@ trap 'exit 1' INT TERM HUP
 
 # Pids of the fleecefs processes which have $1 in their command line.
 daemons() {
-	local dir args
-	for dir in /proc/[0-9]*; do
-		[ "$(readlink "$dir/exe" 2>/dev/null)" = "$fleecefs" ] || continue
+	local dir exe args
+	while read -r dir exe; do
+		[ "$exe" = "$fleecefs" ] || continue
 		args=$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null) || continue
 		case $args in *"$1"*) echo "${dir#/proc/}" ;; esac
-	done
+	done < <(find /proc/[0-9]*/exe -prune -printf '%h %l\n' 2>/dev/null || true)
 }
 
 # Waits up to $1 seconds until the rest of the line succeeds.

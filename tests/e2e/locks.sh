@@ -132,11 +132,12 @@ children+=("$qemu")
 exec 9>"$tmp/commands"
 echo 'write 0 4k' >&9
 wait_for 10 grep -q wrote "$tmp/qemu"
-timeout 60 "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" </dev/null 2>"$tmp/err" || fail "no mount: $(cat "$tmp/err")"
+# (the daemon must not have the pipe, or QEMU would not see its end)
+timeout 60 "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" </dev/null 2>"$tmp/err" 9>&- || fail "no mount: $(cat "$tmp/err")"
 grep -q "a.img: another program" "$tmp/err" || fail "QEMU's disk is not named: $(cat "$tmp/err")"
 ! grep -q "b.img: another program" "$tmp/err" || fail "a wrong one is named"
 exec 9>&-
-wait "$qemu" || true
+wait "$qemu" || fail "QEMU has not ended by itself: $(cat "$tmp/qemu")"
 umount_fs
 
 step "with few descriptors the largest files are locked"
