@@ -2,8 +2,11 @@
  * The workloads as they are, without any fault: all must succeed, and be seen right after each
  * single step, after a close and after a death; and the harness must see it when they are not.
  *
- *	rounds [--dir=DIR]
+ *	rounds [--dir=DIR] [--every=N]
+ *
+ * --every=N: a death after every Nth step only, after another one in each of the four ways.
  */
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -97,9 +100,14 @@ int main(int argc, char **argv)
 	unsigned wrong = 0, runs = 0, unseen = 0;
 	struct round r;
 	char label[80];
+	size_t every = 1;
 
-	if (argc > 1 && strncmp(argv[1], "--dir=", 6) == 0)
-		config.dir = argv[1] + 6;
+	for (int i = 1; i < argc; i++) {
+		if (strncmp(argv[i], "--dir=", 6) == 0)
+			config.dir = argv[i] + 6;
+		else if (sscanf(argv[i], "--every=%zu", &every) != 1 || every < 1)
+			errx(2, "usage: rounds [--dir=DIR] [--every=N]");
+	}
 	for (unsigned way = 0; way < 4; way++) {
 		config.durable = way & 1;
 		config.inside = way & 2;
@@ -114,7 +122,7 @@ int main(int argc, char **argv)
 			round_close(&r);
 			reopen(&r);
 			wrong += r.model->complaints;
-			for (size_t n = 1; n <= w->count; n++, runs++) {
+			for (size_t n = 1 + way % every; n <= w->count; n += every, runs++) {
 				round_reset(&r);
 				die_after(&r, w, n);
 				reopen(&r);

@@ -16,7 +16,7 @@
 
 /* Under a sanitizer each case takes long: a part of them, another each time. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { ONE_OF = 4 };
+enum { ONE_OF = 8 };
 #else
 enum { ONE_OF = 1 };
 #endif
