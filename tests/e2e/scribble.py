@@ -29,9 +29,10 @@ def change(rng, fd):
         off -= off % 4096
     kind = rng.random()
     if kind < 0.85:
-        os.pwrite(fd, rng.randbytes(length), off)
+        # No zeros: over a hole they are saved nowhere, yet the live file has no hole then.
+        os.pwrite(fd, rng.randbytes(length).replace(b"\0", b"\1"), off)
     elif kind < 0.90:
-        # Not over a hole: zeros written there are saved nowhere, yet the live file has no hole then.
+        # Not over a hole, for the same reason.
         same = os.pread(fd, length, off)
         grains = range(off - off % 4096, off + len(same), 4096)
         if all(any(same[max(0, at - off):at - off + 4096]) for at in grains):
