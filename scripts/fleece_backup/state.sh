@@ -299,7 +299,8 @@ phase=
 stopped=
 # The one way out after find_place.
 finish() {
-	local status=$1
+	# a trap runs inside of a `read` that waits, and then with that one's own IFS
+	local status=$1 IFS=$' \t\n'
 	trap '' INT TERM HUP QUIT
 	trap - EXIT
 	stop_progress

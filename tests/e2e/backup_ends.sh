@@ -170,6 +170,15 @@ for ((i = 0; i < rounds; i++)); do
 	nothing_left
 done
 
+step "ended by a signal inside of a read, whose IFS is another"
+cp -r "$(dirname "$script")" "$tmp/scripts"
+# shellcheck disable=SC2016 # the script expands it
+sed -i 's/^\tfreeze$/&\n\tIFS= read -r -d "" _ < <(exec 9>&-; sleep 0.2; kill -TERM $$; sleep 1)/' "$tmp/scripts/fleece-backup"
+status=0
+timeout 60 "$tmp/scripts/fleece-backup" "${where[@]}" -- false >"$tmp/said" 2>&1 </dev/null || status=$?
+[ $status = 143 ] || fail "status $status: $(cat "$tmp/said")"
+nothing_left
+
 step "killed, and the next start"
 for ((i = 0; i < rounds; i++)); do
 	cut KILL $((RANDOM % whole))
