@@ -36,7 +36,7 @@
 #include "round.h"
 #include "tests/model/rng.h"
 
-enum { MAX_JOBS = 16, WAYS = 4 /* durable, inside */, STEP = 8 };
+enum { MAX_JOBS = 16, WAYS = 4 /* durable, inside */, STEP = 16 };
 
 struct instance {
 	unsigned workload, way;
