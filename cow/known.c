@@ -39,6 +39,8 @@
 
 #define KNOWN ".known"
 
+enum { LINE = 80 };
+
 struct one {
 	bool dir;
 	uint64_t made, seq; /* of a directory: its inode, and birth time */
@@ -65,12 +67,28 @@ static int by_number(const void *a, const void *b)
 	return x->nsec < y->nsec ? -1 : x->nsec > y->nsec;
 }
 
+/* The line of ONE, without its end. */
+static void format_one(const struct one *one, char line[LINE])
+{
+	if (one->dir)
+		snprintf(line, LINE, "dir %" PRIu64 " %" PRIu64 " %" PRIu32, one->made, one->seq,
+		         one->nsec);
+	else
+		snprintf(line, LINE, "known %016" PRIx64 " %" PRIu64, one->made, one->seq);
+}
+
+/* Nothing counts but what we write: scanf takes signs, blanks and what follows as well. */
 static bool parse_one(const char *line, struct one *one)
 {
-	one->dir = line[0] == 'd';
-	return one->dir ? sscanf(line, "dir %" SCNu64 " %" SCNu64 " %" SCNu32, &one->made,
-	                         &one->seq, &one->nsec) == 3
-	                : sscanf(line, "known %" SCNx64 " %" SCNu64, &one->made, &one->seq) == 2;
+	char mine[LINE];
+
+	*one = (struct one){.dir = line[0] == 'd'};
+	if (one->dir ? sscanf(line, "dir %" SCNu64 " %" SCNu64 " %" SCNu32, &one->made, &one->seq,
+	                      &one->nsec) != 3
+	             : sscanf(line, "known %" SCNx64 " %" SCNu64, &one->made, &one->seq) != 2)
+		return false;
+	format_one(one, mine);
+	return strncmp(line, mine, strlen(mine)) == 0 && line[strlen(mine)] == '\n';
 }
 
 int known_parse(const char *text, struct known **out)
@@ -157,21 +175,22 @@ static int new_number(uint64_t *out)
 
 static int tell_one(const struct ff_snap *snap, FILE *f)
 {
+	struct one one = {.made = snap->made, .seq = snap->seq};
 	struct identity id;
+	char line[LINE];
 	int r;
 
 	if (snap->absent)
 		return 0;
-	if (!snap->damaged) {
-		fprintf(f, "known %016llx %llu\n", (unsigned long long)snap->made,
-		        (unsigned long long)snap->seq);
-		return 0;
+	if (snap->damaged) {
+		r = identity_of(snap->dir->fd, "", &id, NULL);
+		if (r)
+			return r;
+		one = (struct one){true, id.ino, (uint64_t)id.btime_sec, id.btime_nsec};
 	}
-	r = identity_of(snap->dir->fd, "", &id, NULL);
-	if (!r)
-		fprintf(f, "dir %llu %llu %u\n", (unsigned long long)id.ino,
-		        (unsigned long long)id.btime_sec, id.btime_nsec);
-	return r;
+	format_one(&one, line);
+	fprintf(f, "%s\n", line);
+	return 0;
 }
 
 int known_begin(struct ff_store *s)
