@@ -171,7 +171,7 @@ struct ff_snap {
 	uint64_t files, frozen_bytes;
 	uint64_t first_allocated; /* by its images when they were made */
 	size_t missing;           /* NULLs in links */
-	size_t too_deep;          /* files and directories that could not be frozen */
+	size_t unfrozen;          /* files and directories that could not be frozen */
 	struct ff_snap *next;     /* lock: snaps; towards newer */
 	pthread_mutex_t lock;     /* the following */
 	pthread_cond_t idle;

@@ -138,7 +138,7 @@ int freeze_walk(struct freeze *f, bool xattrs, struct tree **out)
 	struct ff_store *s = f->store;
 	struct tree_walk how = source_walk(s);
 
-	how.xattrs = xattrs;
+	how.xattrs = how.tells = xattrs;
 	how.link = s->devices ? device_freeze_link : NULL;
 	how.link_ctx = s;
 	how.longest =

@@ -39,7 +39,7 @@ static int shown(const struct ff_snap *snap, const struct ff_frozen *dir)
 	struct ff_snap *s = (struct ff_snap *)snap; /* only the lock is taken */
 
 	FF_GUARD(&s->lock);
-	return s->dropped ? -ENOENT : s->damaged || dir->disk == TREE_TOO_DEEP ? -EIO : 0;
+	return s->dropped ? -ENOENT : s->damaged || dir->disk == TREE_UNFROZEN ? -EIO : 0;
 }
 
 int ff_frozen_lookup(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,

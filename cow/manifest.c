@@ -292,13 +292,13 @@ static bool is_type(mode_t mode)
 
 static bool is_disk(const struct ff_frozen *f)
 {
-	return f->disk != TREE_NO_DISK && f->disk != TREE_TOO_DEEP;
+	return f->disk != TREE_NO_DISK && f->disk != TREE_UNFROZEN;
 }
 
 /* Every regular file is a disk, and nothing else is, but for what is too deep. */
 static bool may_be_disk(const struct ff_frozen *f)
 {
-	if (f->disk == TREE_TOO_DEEP)
+	if (f->disk == TREE_UNFROZEN)
 		return S_ISREG(f->st.st_mode) || (S_ISDIR(f->st.st_mode) && !f->entry_count);
 	return is_disk(f) == !!S_ISREG(f->st.st_mode);
 }
@@ -351,7 +351,7 @@ static void check_shape(struct in *in, const struct tree *t)
 		return;
 	}
 	if (!S_ISDIR(t->inodes[0].st.st_mode) || t->inodes[0].parent != 0 ||
-	    t->inodes[0].disk == TREE_TOO_DEEP)
+	    t->inodes[0].disk == TREE_UNFROZEN)
 		in->why = "its root is not a directory";
 	for (uint32_t i = 0; i < t->count && !in->why; i++) {
 		const struct ff_frozen *f = &t->inodes[i];

@@ -60,7 +60,7 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 	struct ff_reader *rd;
 	struct link *l;
 
-	if (f->disk == TREE_TOO_DEEP)
+	if (f->disk == TREE_UNFROZEN)
 		return -EIO;
 	if (!S_ISREG(f->st.st_mode) || f->disk == TREE_NO_DISK)
 		return -EINVAL;

@@ -23,7 +23,8 @@
 #include "ff_util.h"
 
 static const char lost_image[] = "its fleecing image is lost or damaged";
-static const char too_long[] = "its path is too long: it could not be frozen";
+static const char out_of_reach[] = "it could not be frozen: its path is too long, or it is on a "
+                                   "filesystem that is mounted below SOURCE";
 static const char lost_manifest[] = "its manifest is lost or damaged";
 
 /* When the snapshot was made: its manifest was written then, and never again. Where that cannot be
@@ -46,7 +47,7 @@ void status_prepare(struct ff_snap *snap)
 
 	snap->created = made_at(snap);
 	for (uint32_t i = 0; i < t->count; i++) {
-		snap->too_deep += t->inodes[i].disk == TREE_TOO_DEEP;
+		snap->unfrozen += t->inodes[i].disk == TREE_UNFROZEN;
 		if (S_ISREG(t->inodes[i].st.st_mode)) {
 			snap->files++;
 			snap->frozen_bytes += (uint64_t)t->inodes[i].st.st_size;
@@ -192,7 +193,7 @@ static int tell(struct look *k, uint32_t inode, struct ff_disk_status *st)
 	}
 	if (!k->v->disk)
 		return 0;
-	path = k->snap->tree->inodes[inode].disk == TREE_TOO_DEEP
+	path = k->snap->tree->inodes[inode].disk == TREE_UNFROZEN
 	           ? search_path(k->snap->tree, inode)
 	           : disk_path(k->snap->tree, inode);
 	if (!path)
@@ -230,7 +231,7 @@ static const char *why_missing(const struct ff_snap *snap)
 static int tell_missing(struct look *k)
 {
 	const struct tree *t = k->snap->tree;
-	size_t missing = k->snap->missing, deep = k->snap->too_deep;
+	size_t missing = k->snap->missing, unfrozen = k->snap->unfrozen;
 	int r = 0;
 
 	for (uint32_t i = 0; i < t->disk_count && missing && !r; i++)
@@ -243,13 +244,14 @@ static int tell_missing(struct look *k)
 			missing--;
 			r = tell(k, t->disks[i], &st);
 		}
-	for (uint32_t i = 0; i < t->count && deep && !r; i++)
-		if (t->inodes[i].disk == TREE_TOO_DEEP) {
-			struct ff_disk_status st = {.state = FF_VIEW_BROKEN, .reason = too_long};
+	for (uint32_t i = 0; i < t->count && unfrozen && !r; i++)
+		if (t->inodes[i].disk == TREE_UNFROZEN) {
+			struct ff_disk_status st = {.state = FF_VIEW_BROKEN,
+			                            .reason = out_of_reach};
 
 			if (S_ISREG(t->inodes[i].st.st_mode))
 				st.frozen_bytes = (uint64_t)t->inodes[i].st.st_size;
-			deep--;
+			unfrozen--;
 			r = tell(k, i, &st);
 		}
 	return r;
@@ -354,8 +356,8 @@ int ff_frozen_status(struct ff_snap *snap, const struct ff_frozen *f, struct ff_
 		return r;
 	l = f->disk < snap->link_count ? snap->links[f->disk] : NULL;
 	*out = (struct ff_disk_status){.state = FF_VIEW_BROKEN,
-	                               .reason =
-	                                   f->disk == TREE_TOO_DEEP ? too_long : why_missing(snap),
+	                               .reason = f->disk == TREE_UNFROZEN ? out_of_reach
+	                                                                  : why_missing(snap),
 	                               .frozen_bytes = (uint64_t)f->st.st_size};
 	if (l)
 		disk_status(l, NULL, out);

@@ -13,9 +13,10 @@
 #include <time.h>
 
 #define TREE_NO_DISK UINT32_MAX
-/* A regular file or directory whose path is longer than paths may be: it cannot be frozen, and must
- * not be missing. It is listed, and what it holds reads as EIO. */
-#define TREE_TOO_DEEP (UINT32_MAX - 1)
+/* A regular file or directory that cannot be frozen, and must not be missing: its path is longer
+ * than paths may be, or it is on a filesystem that is mounted below SOURCE. It is listed, and what
+ * it holds reads as EIO. */
+#define TREE_UNFROZEN (UINT32_MAX - 1)
 
 struct device;
 
@@ -31,7 +32,7 @@ struct ff_frozen {
 	uint32_t btime_nsec;
 	uint32_t parent; /* of a directory; the root's is itself */
 	uint32_t disk;   /* of a regular file: index among the disks, else TREE_NO_DISK; of both
-	                    and directories: TREE_TOO_DEEP */
+	                    and directories: TREE_UNFROZEN */
 	struct tree_entry *entries; /* of a directory, in the order of their bytes */
 	uint32_t entry_count;
 	uint32_t xattr_len;
@@ -51,13 +52,14 @@ struct tree {
 
 struct tree_walk {
 	int source_fd;
-	dev_t dev;      /* other filesystems are not walked into */
+	dev_t dev;      /* what is on another filesystem is TREE_UNFROZEN */
 	dev_t hide_dev; /* FLEECE_DIR, should it lie below SOURCE */
 	ino_t hide_ino;
 	const char *hide_name; /* a name in the root to leave out */
 	char *const *exclude;
 	size_t exclude_count;
 	bool xattrs;
+	bool tells; /* logs what is TREE_UNFROZEN */
 	/* What is done about each symlink, if anything: F is of it, and FD (O_PATH) too. It may
 	 * become a regular file's. An error ends the walk. */
 	int (*link)(void *ctx, int fd, const char *path, struct ff_frozen *f);

@@ -6,8 +6,9 @@
  * left out), and once while names are held still. Directories are read one after the other, their
  * entries sorted by the bytes of their names, so the same tree gives the same result.
  *
- * Anyone who may write to SOURCE can make directories deeper than paths reach. They must not keep
- * the rest from being frozen, nor be left out unnoticed: they are TREE_TOO_DEEP.
+ * Anyone who may write to SOURCE can make directories deeper than paths reach, and an administrator
+ * may have mounted another filesystem on one. They must not keep the rest from being frozen, nor be
+ * left out unnoticed: they are TREE_UNFROZEN, unless they are excluded.
  */
 #include "cow/tree.h"
 
@@ -258,14 +259,24 @@ static int add_inode(struct walk *w, const struct ff_frozen *f, uint32_t *out, b
 	return r;
 }
 
-/* Is this to be in the tree at all? */
-static bool belongs(struct walk *w, const struct statx *sx)
+static dev_t dev_of(const struct statx *sx)
 {
-	if (makedev(sx->stx_dev_major, sx->stx_dev_minor) != w->how->dev) {
-		ff_warning("%s is on another filesystem: live, but not in snapshots", w->path);
-		return false;
-	}
-	return sx->stx_ino != w->how->hide_ino || w->how->dev != w->how->hide_dev;
+	return makedev(sx->stx_dev_major, sx->stx_dev_minor);
+}
+
+/* Is this FLEECE_DIR? */
+static bool is_hidden(const struct walk *w, const struct statx *sx)
+{
+	return sx->stx_ino == w->how->hide_ino && dev_of(sx) == w->how->hide_dev;
+}
+
+/* What is mounted below SOURCE: listed, with an inode number that no other here has. */
+static void take_mounted(const struct statx *sx, struct ff_frozen *f)
+{
+	take_statx(sx, f);
+	f->st.st_ino = (sx->stx_ino ^ dev_of(sx) << 32) | UINT64_C(1) << 63;
+	if (S_ISREG(sx->stx_mode) || S_ISDIR(sx->stx_mode))
+		f->disk = TREE_UNFROZEN;
 }
 
 /* A disk that we may not read cannot be frozen: better said now than at the first save. Root may
@@ -302,7 +313,7 @@ static int look_at_link(struct walk *w, int dirfd, const char *name, struct ff_f
 
 /* What the entry NAME is: metadata, a symlink's target, a directory's descriptor in *FD. All of one
  * inode, though somebody may put others in its place meanwhile: a flip of names must neither lead
- * us elsewhere nor cost the snapshot. -ENOENT: it is gone, or does not belong. */
+ * us elsewhere nor cost the snapshot. -ENOENT: it is gone, or hidden. */
 static int look_at(struct walk *w, int dirfd, const char *name, struct ff_frozen *f, int *fd)
 {
 	struct statx sx;
@@ -310,10 +321,14 @@ static int look_at(struct walk *w, int dirfd, const char *name, struct ff_frozen
 
 	for (int i = 0; i < LOOKS && (r == -ESTALE || r == -ENOTDIR || r == -ELOOP); i++) {
 		r = io_statx(dirfd, name, &sx);
-		if (!r && !belongs(w, &sx))
+		if (!r && is_hidden(w, &sx))
 			r = -ENOENT;
 		if (r)
 			return r;
+		if (dev_of(&sx) != w->how->dev) {
+			take_mounted(&sx, f);
+			return 0;
+		}
 		take_statx(&sx, f);
 		if (S_ISDIR(sx.stx_mode))
 			r = open_same(dirfd, name, &sx, fd);
@@ -341,13 +356,14 @@ static int meet(struct walk *w, int dirfd, uint32_t parent, const char *name, bo
 		return r;
 	f->parent = parent;
 	if (deep && (S_ISREG(f->st.st_mode) || S_ISDIR(f->st.st_mode)))
-		f->disk = TREE_TOO_DEEP;
+		f->disk = TREE_UNFROZEN;
 	r = add_inode(w, f, out, known);
 	if (r || *known) {
 		free(f->target);
 		return r;
 	}
-	if (w->how->xattrs && !f->device) /* they would be the symlink's */
+	/* of a device they would be the symlink's */
+	if (w->how->xattrs && !f->device && f->disk != TREE_UNFROZEN)
 		r = read_xattrs(dirfd, name, &w->tree->inodes[*out]);
 	return r == -ENOENT ? 0 : r; /* gone behind the mount, this instant: it is in already */
 }
@@ -363,6 +379,15 @@ static int walk_entry(struct walk *w, int dirfd, uint32_t parent, const char *na
 
 	if (r || known)
 		return r;
+	if (f.disk == TREE_UNFROZEN) {
+		if (w->how->tells)
+			ff_warning(
+			    "%s is on a filesystem of its own: it is live, and cannot be in "
+			    "snapshots, where it reads as an I/O error; exclude it, or mount "
+			    "it by a fleecefs of its own",
+			    w->path);
+		return 0;
+	}
 	if (S_ISREG(f.st.st_mode)) {
 		w->tree->inodes[*out].path = strdup(w->path);
 		r = w->tree->inodes[*out].path ? tree_add_disk(w->tree, *out) : -ENOMEM;
@@ -381,7 +406,7 @@ static int walk_too_deep(struct walk *w, int dirfd, uint32_t parent, const char 
 	bool known = false;
 	int r = meet(w, dirfd, parent, name, true, &f, &fd, out, &known);
 
-	if (!r && f.disk == TREE_TOO_DEEP && w->how->xattrs && !w->told_deep) {
+	if (!r && f.disk == TREE_UNFROZEN && w->how->tells && !w->told_deep) {
 		ff_warning("%s/%s: the path is too long: in the snapshot, what is there and deeper "
 		           "reads as an I/O error; exclude it",
 		           w->path, name);

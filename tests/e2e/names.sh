@@ -93,6 +93,44 @@ umount "$mnt"
 wait "$daemon"
 [ -z "$(images)" ] || fail "images are left: $(images)"
 
+step "what is mounted below SOURCE is not left out unnoticed"
+mkdir "$src/below" "$tmp/apart"
+: >"$src/file"
+head -c 8192 /dev/urandom >"$tmp/apart/vm.img"
+mount --bind "$tmp/apart/vm.img" "$src/file"
+mount -t tmpfs none "$src/below"
+cp "$tmp/apart/vm.img" "$src/below/vm.img"
+cp "$tmp/apart/vm.img" "$src/here.img"
+mount_fg
+cmp "$mnt/below/vm.img" "$tmp/apart/vm.img"
+mkdir "$snaps/below"
+grep -q 'below is on a filesystem of its own' "$tmp/log" || fail "not said: $(cat "$tmp/log")"
+for again in 0 1; do
+	! ls "$snaps/below/below" 2>"$tmp/err" || fail "it looks empty"
+	grep -q 'Input/output error' "$tmp/err" || fail "$(cat "$tmp/err")"
+	! tar -C "$snaps/below" -cf "$tmp/fast/out.tar" . 2>"$tmp/err" || fail "tar says nothing"
+	[ "$(getfattr --only-values -n user.fleecefs.state "$snaps/below")" = broken ] || fail "it is said to be whole"
+	cmp "$snaps/below/here.img" "$tmp/apart/vm.img"
+	find "$snaps/below" >/dev/null 2>"$tmp/err" || true
+	! grep -q loop "$tmp/err" || fail "find: $(cat "$tmp/err")"
+	umount "$mnt"
+	wait "$daemon"
+	mount_fg
+done
+rmdir "$snaps/below"
+umount "$mnt"
+wait "$daemon"
+mount_fg --exclude=below --exclude=file
+mkdir "$snaps/below"
+[ ! -e "$snaps/below/below" ] || fail "it is not excluded"
+[ "$(getfattr --only-values -n user.fleecefs.state "$snaps/below")" = ok ] || fail "it is not whole"
+tar -C "$snaps/below" -cf /dev/null .
+rmdir "$snaps/below"
+umount "$mnt"
+wait "$daemon"
+umount "$src/below" "$src/file"
+rm -r "$src/below" "$src/file" "$src/here.img"
+
 step "names of SOURCE, MOUNTPOINT and FLEECE_DIR themselves"
 # shellcheck disable=SC1003,SC2016
 for odd in 'a,b=c' 'sp ace' $'new\nline' 'back\\040slash\\' 'quote"$(x)' $'\xff\xfe' '-o' 'x:y' "$(printf 'l%.0s' {1..255})"; do
