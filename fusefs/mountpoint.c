@@ -1,5 +1,5 @@
 /*
- * SOURCE and MOUNTPOINT.
+ * SOURCE and MOUNTPOINT, and that FLEECE_DIR lies apart from the latter.
  *
  * Both are made absolute before anything else, for the process changes its directory and its
  * mount may cover either. One inside the other is refused unless they are equal: a mount inside
@@ -12,6 +12,7 @@
 #include "fusefs/mountpoint.h"
 
 #include <fcntl.h>
+#include <libgen.h>
 #include <limits.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -172,6 +173,24 @@ static int check_fuse(void)
 	return 0;
 }
 
+/* The mount would cover a FLEECE_DIR within it, and lie among the snapshots of one around it. */
+static int check_fleece_dir(const char *dir, const struct places *p)
+{
+	ff_autofree char *path = realpath(dir, NULL), *copy = NULL;
+
+	if (!path && errno == ENOENT) { /* it will be made, in what is there */
+		copy = strdup(dir);
+		path = copy ? realpath(dirname(copy), NULL) : NULL;
+	}
+	if (!path || strcmp(p->source, p->mountpoint) == 0)
+		return 0; /* whoever opens it tells what is wrong */
+	if (strcmp(path, p->mountpoint) != 0 && !is_below(path, p->mountpoint) &&
+	    (copy || !is_below(p->mountpoint, path)))
+		return 0;
+	ff_error("--fleece-dir=%s and %s: neither may lie inside the other", dir, p->mountpoint);
+	return -EINVAL;
+}
+
 int places_find(const struct options *o, struct places *out)
 {
 	int r;
@@ -194,7 +213,9 @@ int places_find(const struct options *o, struct places *out)
 		         out->source, out->mountpoint);
 		return -EINVAL;
 	}
-	r = check_fuse();
+	r = o->fleece_dir ? check_fleece_dir(o->fleece_dir, out) : 0;
+	if (r == 0)
+		r = check_fuse();
 	return r < 0 ? r : open_source(o, out);
 }
 

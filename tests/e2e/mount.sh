@@ -122,6 +122,10 @@ refused "$src" "$mnt" "$tmp" "$fl"
 refused "$tmp/nowhere" "$mnt" "$fl"
 refused "$src/a.img" "$mnt" "$fl"
 refused "$src" "$tmp/nowhere" "$fl"
+refused "$src" "$mnt" --fleece-dir="$mnt"
+refused "$src" "$mnt" --fleece-dir="$mnt/in/it"
+refused "$src" "$mnt" --fleece-dir="$(dirname "$mnt")"
+[ -z "$(ls -A "$mnt")" ] || fail "something was made in the mount point"
 refused "$src" "$mnt" "$fl" --no-such-option
 refused "$src" "$mnt" "$fl" -o no_such_option=1
 for size in 3000 2K 4M 0 abc "" -4096 5000 99999999999999999999; do

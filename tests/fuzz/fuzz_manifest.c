@@ -60,7 +60,7 @@ static void check_dir(const struct ff_snap *snap, const struct ff_frozen *dir)
 		FUZZ_CHECK(steps++ <= t->count && up > t->inodes && up < t->inodes + t->count);
 		FUZZ_CHECK(S_ISDIR(ff_frozen_parent(snap, up)->st.st_mode));
 	}
-	if (dir->disk == TREE_TOO_DEEP) {
+	if (dir->disk == TREE_UNFROZEN) {
 		FUZZ_CHECK(dir->entry_count == 0 && dir != t->inodes);
 		FUZZ_CHECK(ff_frozen_entry(snap, dir, 0, &name, &child) == -EIO);
 		FUZZ_CHECK(ff_frozen_lookup(snap, dir, "x", &found) == -EIO);
@@ -102,8 +102,8 @@ static void check_inode(const struct ff_snap *snap, const struct ff_frozen *f)
 		FUZZ_CHECK(!"a type that no file has");
 	}
 	FUZZ_CHECK(!!ff_frozen_readlink(snap, f) == !!S_ISLNK(st.st_mode));
-	FUZZ_CHECK(S_ISREG(st.st_mode) == (f->disk != TREE_NO_DISK) || f->disk == TREE_TOO_DEEP);
-	if (f->disk != TREE_NO_DISK && f->disk != TREE_TOO_DEEP) {
+	FUZZ_CHECK(S_ISREG(st.st_mode) == (f->disk != TREE_NO_DISK) || f->disk == TREE_UNFROZEN);
+	if (f->disk != TREE_NO_DISK && f->disk != TREE_UNFROZEN) {
 		FUZZ_CHECK(f->disk < t->disk_count && &t->inodes[t->disks[f->disk]] == f);
 		FUZZ_CHECK(names_safe_path(f->image));
 	}
@@ -180,7 +180,7 @@ static void change(struct tree *t, unsigned *seed)
 		break;
 	case 2:
 		f->disk = draw(seed, 2)   ? TREE_NO_DISK
-		          : draw(seed, 2) ? TREE_TOO_DEEP
+		          : draw(seed, 2) ? TREE_UNFROZEN
 		                          : draw(seed, t->disk_count + 1);
 		break;
 	case 3:
