@@ -113,8 +113,11 @@ static int open_fleece_dir(struct ff_store *s, const char *path)
 {
 	int at = path ? AT_FDCWD : s->source_fd, r;
 
+	r = io_mkdirat(at, path ? path : FF_HIDDEN_NAME, 0700);
+	/* a wrong name, or storage that is not mounted, would else go unnoticed for long */
+	if (!r && path)
+		ff_info("%s was not there: it is new", path);
 	path = path ? path : FF_HIDDEN_NAME;
-	r = io_mkdirat(at, path, 0700);
 	if (!r || r == -EEXIST)
 		r = io_openat(at, path, O_RDONLY | O_DIRECTORY | (at == AT_FDCWD ? 0 : O_NOFOLLOW),
 		              0, &s->fleece_fd);
