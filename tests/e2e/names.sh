@@ -105,7 +105,7 @@ mount_fg
 cmp "$mnt/below/vm.img" "$tmp/apart/vm.img"
 mkdir "$snaps/below"
 grep -q 'below is on a filesystem of its own' "$tmp/log" || fail "not said: $(cat "$tmp/log")"
-for again in 0 1; do
+for _ in 1 2; do
 	! ls "$snaps/below/below" 2>"$tmp/err" || fail "it looks empty"
 	grep -q 'Input/output error' "$tmp/err" || fail "$(cat "$tmp/err")"
 	! tar -C "$snaps/below" -cf "$tmp/fast/out.tar" . 2>"$tmp/err" || fail "tar says nothing"
