@@ -25,7 +25,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { READERS_WAIT_S = 5, HIDDEN_MAX = 40 };
+enum { READERS_WAIT_S = 5 };
 
 /* Removes NAME below DIRFD and all that is in it. */
 static void remove_tree(int dirfd, const char *name)
@@ -109,24 +109,44 @@ static void unpublish(struct ff_snap *snap)
 	clock_gettime(CLOCK_REALTIME, &s->changed);
 }
 
-void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir)
+void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir, bool needed)
 {
-	char hidden[40];
+	char hidden[DROPPED_MAX];
+	int r = drop_rename(s, dir->name, hidden, sizeof hidden);
 
-	drop_rename(s, dir->name, hidden, sizeof hidden); /* or the next mount does it */
+	if (!r && s->cfg.durable)
+		io_fsync(s->fleece_fd); /* or the mark may go first: see making.c */
+	if (!needed) /* else the next mount looks at it, and renames it if need be */
+		remove_tree(s->fleece_fd, r ? dir->name : hidden);
 	close(dir->fd);
 	free(dir->name);
 	free(dir);
+}
+
+/* Numbers are free but for what earlier mounts left. */
+static void next_dropped(struct ff_store *s, char *out, size_t size)
+{
+	snprintf(out, size, DROPPED "%llu", (unsigned long long)s->next_drop++);
 }
 
 int drop_rename(struct ff_store *s, const char *name, char *out, size_t size)
 {
 	int r;
 
-	/* Numbers are free but for what earlier mounts left. */
 	do {
-		snprintf(out, size, DROPPED "%llu", (unsigned long long)s->next_drop++);
+		next_dropped(s, out, size);
 		r = io_renameat(s->fleece_fd, name, s->fleece_fd, out, RENAME_NOREPLACE);
+	} while (r == -EEXIST);
+	return r;
+}
+
+int drop_mkdir(struct ff_store *s, char *out, size_t size)
+{
+	int r;
+
+	do {
+		next_dropped(s, out, size);
+		r = io_mkdirat(s->fleece_fd, out, 0700);
 	} while (r == -EEXIST);
 	return r;
 }
@@ -170,11 +190,11 @@ static void forget(struct ff_snap *snap, char *name)
 
 int drop_snap(struct ff_snap *snap)
 {
-	char *name = malloc(HIDDEN_MAX);
+	char *name = malloc(DROPPED_MAX);
 	int r = name ? snap_close_readers(snap, &snap->dropped) : -ENOMEM;
 
 	if (!r)
-		r = rename_away(snap, name, HIDDEN_MAX);
+		r = rename_away(snap, name, DROPPED_MAX);
 	if (r) {
 		free(name);
 		FF_GUARD(&snap->lock);
@@ -187,12 +207,13 @@ int drop_snap(struct ff_snap *snap)
 
 bool drop_unpublished(struct ff_snap *snap)
 {
-	char *name = malloc(HIDDEN_MAX);
+	char *name = malloc(DROPPED_MAX);
 
-	if (name && rename_away(snap, name, HIDDEN_MAX))
+	if (name && rename_away(snap, name, DROPPED_MAX))
 		free(ff_take_ptr(&name));
 	if (!name) {
-		/* Without a manifest it is no snapshot, whatever its directory is called. */
+		/* With its mark and no manifest it is no snapshot, whatever its directory is
+		 * called. */
 		int r = io_unlinkat(snap->dir->fd, MANIFEST_NAME, 0);
 
 		if (!r)

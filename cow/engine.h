@@ -361,8 +361,18 @@ int preserve_change(struct ff_disk *d, const struct ff_change *c, size_t *done);
 /* The first entry of DIR that is not before NAME. */
 uint32_t frozen_entry_at(const struct ff_frozen *dir, const char *name);
 
+/* --- making.c --- */
+/* Makes the directory of a snapshot, with the mark that it is being made. -EEXIST: something else
+ * has its name; -EBUSY: something is mounted there. Errors are logged. Locks: admin. */
+int making_begin(struct ff_store *s, const char *name, struct fleece_dir **out);
+/* Has the directory that mark? */
+bool making_marked(int dirfd);
+/* It has its manifest: takes the mark away. Errors are logged. */
+int making_done(struct ff_store *s, struct fleece_dir *dir);
+
 /* --- freeze.c, drop.c, collect.c, recover.c --- */
 #define DROPPED ".dropped-" /* begins the name of a dropped snapshot's directory */
+enum { DROPPED_MAX = 40 };
 void snap_free_memory(struct ff_snap *snap);
 struct ff_snap *snap_new(struct ff_store *s, const char *name, uint64_t seq);
 void snap_publish(struct ff_snap *snap);
@@ -385,11 +395,14 @@ bool drop_unpublished(struct ff_snap *snap);
 void drop_collect(struct ff_store *s, struct link *const *links, size_t count);
 /* Gives the directory NAME a name of a dropped snapshot's, in OUT. */
 int drop_rename(struct ff_store *s, const char *name, char *out, size_t size);
+/* Makes a directory of such a name: one that holds nothing goes at the next mount. */
+int drop_mkdir(struct ff_store *s, char *out, size_t size);
 void fleece_dir_release(struct ff_store *s, struct fleece_dir *dir);
 /* DIR has been renamed to NAME, which is malloc'd and taken over. Locks: admin. */
 void fleece_dir_renamed(struct ff_store *s, struct fleece_dir *dir, char *name);
-/* Frees DIR, of which no link is left, and leaves what is in it to the next mount. */
-void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir);
+/* Frees DIR, of which no link is left, and makes it a dropped snapshot's; what is in it is left to
+ * the next mount if it is NEEDED, or removed. */
+void fleece_dir_leave(struct ff_store *s, struct fleece_dir *dir, bool needed);
 int recover(struct ff_store *s);
 
 /* --- consume.c, reader.c --- */

@@ -1,6 +1,7 @@
 /*
  * The freeze: mkdir snapshots/NAME.
  *
+ *   0. Make the directory, with the mark that a snapshot is being made in it (making.c).
  *   1. Walk SOURCE while everything goes on, and make an empty fleecing image for each disk: the
  *      long part, of which no guest notices anything.
  *   2. Hold names and metadata still (writes to open disks go on), raise the epoch, walk again, and
@@ -12,9 +13,11 @@
  *      Where one has another size than its image, open without having flipped, make that image
  *      anew, and begin this step again: guests do not wait for fleece storage. At the last try, for
  *      a disk that grows all the time, it is made within, and not waited for beyond cbw-timeout.
- *   5. Write the manifest, atomically. With it the snapshot exists; a daemon killed before that
- *      leaves a directory without one, which the next mount treats as a dropped snapshot, since
- *      older ones may need what was saved there after step 4.
+ *   5. Write the manifest, atomically. With it the snapshot exists. Then the mark goes.
+ *
+ * A daemon killed before step 5 leaves a directory with the mark and without a manifest, which the
+ * next mount treats as a dropped snapshot, since older ones may need what was saved there after
+ * step 4.
  *
  * Where a view was promised to survive power loss, storage must never hold a chain that leads to an
  * image which it does not hold, nor lack an image that a write relied on: so the filesystem is
@@ -345,36 +348,8 @@ static void undo(struct freeze *f)
 			ff_image_unlink(l->img);
 		link_free(l);
 	}
-	if (any)
-		fleece_dir_leave(f->store, ff_take_ptr(&snap->dir));
-	else
-		fleece_dir_release(f->store, ff_take_ptr(&snap->dir));
+	fleece_dir_leave(f->store, ff_take_ptr(&snap->dir), any);
 	snap_free_memory(snap);
-}
-
-static int make_dir(struct ff_store *s, const char *name, struct fleece_dir **out)
-{
-	struct fleece_dir *dir = calloc(1, sizeof *dir);
-	int r = -ENOMEM;
-
-	if (!dir || !(dir->name = strdup(name)))
-		goto fail;
-	r = io_mkdirat(s->fleece_fd, name, 0700);
-	if (!r) {
-		r = io_openat(s->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &dir->fd);
-		if (!r) {
-			*out = dir;
-			return 0;
-		}
-		io_unlinkat(s->fleece_fd, name, AT_REMOVEDIR);
-	}
-	ff_error("%s/%s: cannot make the directory: %s%s", s->fleece_path, name, strerror(-r),
-	         r == -EEXIST ? "; it belongs to no snapshot, move it away" : "");
-fail:
-	if (dir)
-		free(dir->name);
-	free(dir);
-	return r;
 }
 
 static int publish(struct freeze *f, unsigned flags)
@@ -402,7 +377,7 @@ static int publish(struct freeze *f, unsigned flags)
 	if (r)
 		ff_error("%s/%s: cannot write the manifest: %s", f->store->fleece_path, snap->name,
 		         strerror(-r));
-	return r;
+	return r ? r : making_done(f->store, snap->dir);
 }
 
 int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
@@ -424,7 +399,7 @@ int ff_store_freeze(struct ff_store *store, const char *name, unsigned flags)
 	f.snap = snap_new(store, name, store->next_seq);
 	if (!f.snap)
 		return -ENOMEM;
-	r = make_dir(store, name, &f.snap->dir);
+	r = making_begin(store, name, &f.snap->dir);
 	if (r) {
 		snap_free_memory(f.snap);
 		return r;

@@ -44,10 +44,10 @@ static bool is_name(const char *name, size_t len, const char *other)
 static bool reserved(const char *name, size_t len)
 {
 	return looks_hashed(name, len) || is_name(name, len, MANIFEST_NAME) ||
-	       is_name(name, len, NAMES_UNFINISHED) || is_name(name, len, NAMES_CHECKPOINT) ||
-	       ends_with(name, len, ".qcow2") || ends_with(name, len, ".xxh3") ||
-	       ends_with(name, len, "." LEDGER_SUFFIX) || ends_with(name, len, ".backing") ||
-	       ends_with(name, len, ".tmp");
+	       is_name(name, len, NAMES_UNFINISHED) || is_name(name, len, NAMES_MAKING) ||
+	       is_name(name, len, NAMES_CHECKPOINT) || ends_with(name, len, ".qcow2") ||
+	       ends_with(name, len, ".xxh3") || ends_with(name, len, "." LEDGER_SUFFIX) ||
+	       ends_with(name, len, ".backing") || ends_with(name, len, ".tmp");
 }
 
 /* NAME, cut so that EXTRA more bytes fit, with a hash; to OUT, which has room for 256 bytes. */
@@ -122,23 +122,41 @@ char *names_backing_image(const char *from, const char *dir, const char *image)
 	return out;
 }
 
-bool names_ours(const char *name)
+/* What follows "-fleece-N" at the end of NAME, or NULL. */
+static const char *after_number(const char *name)
 {
 	const char *at = NULL;
 
+	for (const char *p = name; (p = strstr(p, "-fleece-")); p++)
+		at = p + strlen("-fleece-");
+	return at && isdigit((unsigned char)*at) ? at + strspn(at, "0123456789") : NULL;
+}
+
+bool names_is_image(const char *name)
+{
+	const char *end = after_number(name);
+
+	return end && strcmp(end, ".qcow2") == 0;
+}
+
+bool names_ours(const char *name)
+{
+	const char *end;
+
 	if (strcmp(name, MANIFEST_NAME ".tmp") == 0 || strcmp(name, NAMES_UNFINISHED) == 0 ||
-	    strcmp(name, NAMES_CHECKPOINT) == 0)
+	    strcmp(name, NAMES_MAKING) == 0 || strcmp(name, NAMES_CHECKPOINT) == 0)
 		return true;
 	if (name[0] == '~' && strspn(name + 1, "0123456789abcdef") == 16 &&
 	    strcmp(name + 17, ".backing") == 0)
 		return true;
-	for (const char *p = name; (p = strstr(p, "-fleece-")); p++)
-		at = p + strlen("-fleece-");
-	if (!at || !isdigit((unsigned char)*at))
-		return false;
-	at += strspn(at, "0123456789");
-	return strcmp(at, ".qcow2") == 0 || strcmp(at, ".xxh3") == 0 ||
-	       strcmp(at, "." LEDGER_SUFFIX) == 0;
+	end = after_number(name);
+	return end && (strcmp(end, ".qcow2") == 0 || strcmp(end, ".xxh3") == 0 ||
+	               strcmp(end, "." LEDGER_SUFFIX) == 0);
+}
+
+bool names_is_systems(const char *name)
+{
+	return strcmp(name, "lost+found") == 0;
 }
 
 bool names_safe_path(const char *path)

@@ -14,6 +14,9 @@ char *names_image(const char *rel, uint64_t seq);
 /* A fleecing image that is being made, in its snapshot's directory. Only one is at a time. */
 #define NAMES_UNFINISHED "~unfinished"
 
+/* A snapshot that is being made, in its directory: see freeze.c. */
+#define NAMES_MAKING "~making"
+
 /* What makes a snapshot a checkpoint: see checkpoint.c. */
 #define NAMES_CHECKPOINT "~checkpoint"
 
@@ -22,10 +25,16 @@ char *names_image(const char *rel, uint64_t seq);
 char *names_backing_image(const char *from, const char *dir, const char *image);
 
 /* Could a file of this name have been made by a freeze: an image, also an unfinished one, its
- * checksums, its ledger, a symlink to a backing file, a manifest being written, a checkpoint's
- * mark?
- * */
+ * checksums, its ledger, a symlink to a backing file, a manifest being written, the mark of a
+ * snapshot that is being made, or a checkpoint's?
+ */
 bool names_ours(const char *name);
+
+/* That of an image alone. */
+bool names_is_image(const char *name);
+
+/* Is a directory of this name in FLEECE_DIR the filesystem's own, unless it has a manifest? */
+bool names_is_systems(const char *name);
 
 /* A relative path below some directory that stays there: not absolute, no empty, "." or ".." part,
  * shorter than PATH_MAX. */

@@ -50,6 +50,10 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
  * clusters into memory, mends refcounts that a killed process left too high. -EINVAL with a log
  * line naming the file and what is wrong with it. */
 int ff_image_load(int dirfd, const char *path, struct ff_image **out);
+/* Reads no more than the head of an image. -EINVAL with *WHY, a static text: it is none of ours. */
+struct qcow2_head;
+struct qcow2_layout;
+int ff_image_head(int fd, struct qcow2_head *head, struct qcow2_layout *l, const char **why);
 
 /* A hash of all L2 entries in the file, which says nothing of where they came from: now, and when
  * the image was loaded (0: it was made, not loaded). No other thread may change IMG meanwhile. */

@@ -293,20 +293,27 @@ static int mend(struct load *ld)
 	return r;
 }
 
-static int load_head(struct load *ld, uint64_t file_size)
+int ff_image_head(int fd, struct qcow2_head *head, struct qcow2_layout *l, const char **why)
 {
 	uint8_t buf[QCOW2_HEAD_SIZE];
+	size_t got;
+	int r = io_pread(fd, buf, sizeof buf, 0, &got);
+
+	if (r)
+		return r;
+	*why = "it is too short";
+	return got < sizeof buf ? -EINVAL : qcow2_head_decode(buf, head, l, why);
+}
+
+static int load_head(struct load *ld, uint64_t file_size)
+{
 	struct qcow2_head head;
 	struct qcow2_layout l;
-	const char *why = "it is too short";
-	int r = -EINVAL;
+	const char *why;
+	int r = ff_image_head(ld->fd, &head, &l, &why);
 
-	if (file_size >= sizeof buf) {
-		r = io_pread_full(ld->fd, buf, sizeof buf, 0);
-		if (r)
-			return r;
-		r = qcow2_head_decode(buf, &head, &l, &why);
-	}
+	if (r && r != -EINVAL)
+		return r;
 	if (!r && file_size / l.cluster_size < l.data_first) {
 		why = "it was cut short";
 		r = -EINVAL;

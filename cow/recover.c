@@ -1,10 +1,11 @@
 /*
  * At mount: what FLEECE_DIR holds becomes snapshots and chains again.
  *
- *   1. Read each directory: with a manifest it is a snapshot; without one it is an interrupted
- *      mkdir and becomes .dropped-N; .dropped-N holds hidden images. A manifest that cannot be used
- *      makes a damaged snapshot: listed, EIO, removable, and its images still serve older ones. One
- *      that the last mount did not have (known.c) is listed as well, and its images are left out.
+ *   1. Tell what is ours (recover_list.c), and read each directory of it: a snapshot; or an
+ *      interrupted mkdir, which becomes .dropped-N; .dropped-N holds hidden images. A manifest that
+ *      cannot be used, or is lost, makes a damaged snapshot: listed, EIO, removable, and its images
+ *      still serve older ones. One that the last mount did not have (known.c) is listed as well,
+ *      and its images are left out.
  *   2. Load the images. One that is missing or invalid is a hole in its disk's chain: every older
  *      view of that disk may have needed it and is broken.
  *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in
@@ -430,6 +431,14 @@ static void drop_ephemeral(struct ff_store *s)
 	}
 }
 
+static bool has_snapshots(const struct names *names)
+{
+	for (size_t i = 0; i < names->count; i++)
+		if (names->list[i].kind == DIR_SNAPSHOT)
+			return true;
+	return false;
+}
+
 int recover(struct ff_store *s)
 {
 	struct recovery rc = {.store = s};
@@ -439,7 +448,7 @@ int recover(struct ff_store *s)
 	FF_GUARD(&s->admin);
 	r = recovery_list(s, &names);
 	if (!r)
-		r = session_check_source(s, names.count > 0);
+		r = session_check_source(s, has_snapshots(&names));
 	if (!r)
 		r = known_load(s, &rc.known);
 	if (!r)
@@ -473,7 +482,7 @@ int recover(struct ff_store *s)
 		if (rc.found[i].img && !rc.found[i].linked)
 			ff_image_free(rc.found[i].img);
 	for (size_t i = 0; i < names.count; i++)
-		free(names.list[i]);
+		free(names.list[i].name);
 	free(names.list);
 	session_record_free(rc.record);
 	known_free(rc.known);

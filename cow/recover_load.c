@@ -18,11 +18,6 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-static bool is_dropped(const char *name)
-{
-	return strncmp(name, DROPPED, strlen(DROPPED)) == 0;
-}
-
 /* Takes the image over, also on error. */
 static int add_found(struct recovery *rc, const struct found *f)
 {
@@ -74,13 +69,6 @@ static bool is_lost(int error)
 	return error == -EINVAL || error == -ENOENT || error == -ELOOP || error == -ENOTDIR ||
 	       error == -EISDIR || error == -EIO || error == -EFBIG || error == -EUCLEAN ||
 	       error == -EBADMSG;
-}
-
-/* A directory that we could not know to be one of ours. Any other that cannot be opened must not be
- * passed over: its snapshot would be missing, and its number given to another. */
-static bool is_gone(int error)
-{
-	return error == -ENOENT || error == -ELOOP || error == -ENOTDIR;
 }
 
 static bool is_image(const char *name)
@@ -157,7 +145,7 @@ static int take_hidden(struct recovery *rc, const char *name)
 	int r = open_dir(rc->store, name, &dir);
 
 	if (r)
-		return is_gone(r) ? 0 : r;
+		return recovery_is_gone(r) ? 0 : r;
 	dir->next_hidden = rc->store->hidden;
 	rc->store->hidden = dir;
 	return load_below(rc, dir, NULL);
@@ -283,12 +271,12 @@ static int read_manifest(struct fleece_dir *dir, struct manifest *m)
 	return r;
 }
 
-/* A mkdir that did not come to its end, or something that never was a snapshot: then it is somebody
- * else's, and not for us to delete. */
+/* A mkdir that did not come to its end. What somebody has put there since is not for us to delete.
+ */
 static int undo_mkdir(struct recovery *rc, const char *name)
 {
 	struct ff_store *s = rc->store;
-	char hidden[32], other[NAME_MAX + 1] = "";
+	char hidden[DROPPED_MAX], other[NAME_MAX + 1] = "";
 	int r = look_through(s->fleece_fd, name, is_not_ours, other);
 
 	if (*other) {
@@ -299,6 +287,8 @@ static int undo_mkdir(struct recovery *rc, const char *name)
 	}
 	if (!r)
 		r = drop_rename(s, name, hidden, sizeof hidden);
+	if (!r)
+		r = io_fsync(s->fleece_fd); /* before its mark goes */
 	if (r) {
 		ff_error("%s/%s: an interrupted mkdir cannot be undone: %s", s->fleece_path, name,
 		         strerror(-r));
@@ -318,18 +308,20 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	int r = open_dir(s, name, &dir), bad;
 
 	if (r)
-		return is_gone(r) ? 0 : r;
+		return recovery_is_gone(r) ? 0 : r;
 	bad = read_manifest(dir, &m);
-	if (bad != -ENOENT && (r = checkpoint_marked(dir->fd, &checkpoint))) {
+	if (bad == -ENOENT)
+		ff_error("%s/%s/manifest is lost: what the snapshot shows gives EIO; remove it "
+		         "with rmdir, or, if fleecefs has not made it, move it away",
+		         s->fleece_path, name);
+	r = checkpoint_marked(dir->fd, &checkpoint);
+	if (r) {
 		ff_error("%s/%s/" NAMES_CHECKPOINT ": %s", s->fleece_path, name, strerror(-r));
 		tree_free(m.tree);
 		fleece_dir_close(dir);
 		return r;
 	}
-	if (bad == -ENOENT) {
-		fleece_dir_close(dir);
-		return undo_mkdir(rc, name);
-	}
+	making_done(s, dir); /* cut short between the manifest and that, or never called for */
 	if (bad && !is_lost(bad)) {
 		fleece_dir_close(dir);
 		return bad;
@@ -369,40 +361,11 @@ static int take_snapshot(struct recovery *rc, const char *name)
 	return snap->links ? 0 : -ENOMEM;
 }
 
-static int add_name(struct names *names, const char *name)
+static int take_dir(struct recovery *rc, const char *name, enum dir_kind kind)
 {
-	void *p = realloc(names->list, (names->count + 1) * sizeof(char *));
-
-	if (!p)
-		return -ENOMEM;
-	names->list = p;
-	names->list[names->count] = strdup(name);
-	return names->list[names->count] ? (names->count++, 0) : -ENOMEM;
-}
-
-int recovery_list(struct ff_store *s, struct names *names)
-{
-	int fd, r = io_openat(s->fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
-	const struct dirent *e;
-	DIR *d;
-
-	if (!r)
-		r = io_fdopendir(fd, &d);
-	if (r)
-		return r;
-	while (!r && !(r = io_readdir(d, &e)) && e) {
-		struct statx sx;
-
-		if (!is_dropped(e->d_name) && !snap_name_valid(e->d_name))
-			continue;
-		r = io_statx(fd, e->d_name, &sx);
-		if (!r && S_ISDIR(sx.stx_mode))
-			r = add_name(names, e->d_name);
-		else if (r == -ENOENT)
-			r = 0;
-	}
-	closedir(d);
-	return r;
+	return kind == DIR_SNAPSHOT ? take_snapshot(rc, name)
+	       : kind == DIR_UNMADE ? undo_mkdir(rc, name)
+	                            : take_hidden(rc, name);
 }
 
 /* Takes the directories; the names were read before, for an interrupted mkdir is renamed here. */
@@ -411,7 +374,6 @@ int recovery_load(struct recovery *rc, const struct names *names)
 	int r = 0;
 
 	for (size_t i = 0; i < names->count && !r; i++)
-		r = is_dropped(names->list[i]) ? take_hidden(rc, names->list[i])
-		                               : take_snapshot(rc, names->list[i]);
+		r = take_dir(rc, names->list[i].name, names->list[i].kind);
 	return r;
 }

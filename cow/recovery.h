@@ -1,6 +1,7 @@
 /*
- * What the two parts of recovery share: recover_load.c (reads FLEECE_DIR, step 1 and 2) and
- * recover.c (makes chains of it and judges them, step 3 to 5; the essay is there). Nothing else
+ * What the parts of recovery share: recover_list.c (tells what is ours in FLEECE_DIR),
+ * recover_load.c (reads it, step 1 and 2) and recover.c (makes chains of it and judges them, step 3
+ * to 5; the essay is there). Nothing else
  * includes it.
  */
 #ifndef FF_COW_RECOVERY_H
@@ -37,15 +38,29 @@ struct recovery {
 	struct tree *source; /* of all of SOURCE, when a disk is not where it should be */
 };
 
-/* Names of directories in FLEECE_DIR; the strings and the list are malloc'd. */
+enum dir_kind {
+	DIR_SNAPSHOT, /* it has a manifest, or has had one and still has images */
+	DIR_UNMADE,   /* of a mkdir that was cut short */
+	DIR_DROPPED,
+	DIR_STRANGE, /* somebody else's; never in a list */
+};
+
+/* Directories of ours in FLEECE_DIR; the names and the list are malloc'd. */
 struct names {
-	char **list;
+	struct {
+		char *name;
+		enum dir_kind kind;
+	} * list;
 	size_t count;
 };
 
-/* The names of all directories of snapshots, dropped or not. */
+/* What is ours of what FLEECE_DIR holds; changes nothing. On error, too, the list is the
+ * caller's. */
 int recovery_list(struct ff_store *s, struct names *names);
 /* Reads those directories: snapshots are published, images added to rc->found. */
 int recovery_load(struct recovery *rc, const struct names *names);
+/* A directory that we could not know to be one of ours. Any other that cannot be opened must not be
+ * passed over: its snapshot would be missing, and its number given to another. */
+bool recovery_is_gone(int error);
 
 #endif

@@ -398,6 +398,13 @@ int session_check_source(struct ff_store *s, bool has_snapshots)
 		ff_error("%s/.source cannot be read: %s", s->fleece_path, strerror(-r));
 		return r;
 	}
+	if (has_snapshots && r) {
+		ff_error("%s: has snapshots, but no file .source%s: it says which SOURCE they are "
+		         "of; put it back from a copy, or move the directories of the snapshots "
+		         "away, or give another --fleece-dir",
+		         s->fleece_path, r == -ENOENT ? "" : " that can be used");
+		return -EINVAL;
+	}
 	if (has_snapshots) {
 		ff_error("%s: by its file .source it does not hold snapshots of %s: mount the "
 		         "SOURCE that it belongs to (is its filesystem mounted?), or give another "

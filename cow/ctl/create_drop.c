@@ -69,7 +69,13 @@ static int explain_create(const struct request *rq, int error)
 
 	switch (error) {
 	case EEXIST:
-		why = "there is such a snapshot already; drop it first, or take another name";
+		why = "there is such a snapshot already, or the fleece directory holds something "
+		      "else of that name; drop the one or move the other away, or take another "
+		      "name";
+		break;
+	case EBUSY:
+		why = "something is mounted on the directory of that name in the fleece "
+		      "directory; unmount it, or take another name";
 		break;
 	case ENOSPC:
 	case EDQUOT:

@@ -101,8 +101,7 @@ static int mark(struct gc *g)
 	for (size_t i = 0; i < g->inv.image_count; i++) {
 		const struct inv_image *img = &g->inv.images[i];
 
-		if (g->visible_unreadable || (img->error && g->lost) ||
-		    g->inv.dirs[img->dir].kind == INV_FOREIGN)
+		if (g->visible_unreadable || (img->error && g->lost))
 			g->keep[i] = true;
 		g->unreadable |= img->error && g->keep[i];
 	}
@@ -171,9 +170,8 @@ static int remove_images(struct gc *g)
 	for (size_t i = 0; i < g->inv.stray_count; i++) {
 		const struct inv_stray *s = &g->inv.strays[i];
 
-		if (s->dir == SIZE_MAX || g->inv.dirs[s->dir].kind != INV_FOREIGN)
-			removed(g, s->path, s->allocated,
-			        g->dry ? 0 : io_unlinkat(g->place.fleece_fd, s->path, 0));
+		removed(g, s->path, s->allocated,
+		        g->dry ? 0 : io_unlinkat(g->place.fleece_fd, s->path, 0));
 	}
 	return 0;
 }

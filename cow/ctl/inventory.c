@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "cow/ctl/inventory.h"
@@ -29,7 +30,10 @@ struct reading {
 	int fleece_fd;
 	struct inventory *inv;
 	size_t dir;
-	bool foreign;
+	dev_t fleece_dev;
+	bool foreign; /* the directory has a file that is not ours */
+	bool making;  /* the directory has the mark of a snapshot that is being made */
+	bool ours;    /* it has an image of ours */
 };
 
 static bool ends_with(const char *s, const char *end)
@@ -52,11 +56,11 @@ static uint64_t space_of(int dirfd, const char *path)
 	return io_statx(dirfd, path, &sx) ? 0 : sx.stx_blocks * 512;
 }
 
-static int add_stray(struct reading *rd, const char *path, size_t dir)
+static int add_stray(struct reading *rd, const char *path)
 {
 	struct inventory *inv = rd->inv;
 	void *p = realloc(inv->strays, (inv->stray_count + 1) * sizeof *inv->strays);
-	struct inv_stray stray = {strdup(path), dir, space_of(rd->fleece_fd, path)};
+	struct inv_stray stray = {strdup(path), space_of(rd->fleece_fd, path)};
 
 	if (p)
 		inv->strays = p;
@@ -87,6 +91,7 @@ static int add_image(struct reading *rd, const char *path)
 	img.error = view_head(rd->fleece_fd, path, &head, &l, &img.why);
 	if (img.error == -ENOMEM || img.error == -EMFILE || is_gone(img.error))
 		return is_gone(img.error) ? 0 : img.error;
+	rd->ours |= !img.error || img.error == -EIO;
 	img.path = strdup(path);
 	if (!img.error) {
 		img.desc = head.desc;
@@ -151,12 +156,23 @@ static int take_file(struct reading *rd, const char *name, const char *path)
 		rd->inv->dirs[rd->dir].checkpoint = true;
 		return 0;
 	}
-	return add_stray(rd, path, rd->dir);
+	if (strcmp(name, NAMES_MAKING) == 0 && is_in(&rd->inv->dirs[rd->dir], path) &&
+	    rd->inv->dirs[rd->dir].error == -ENOENT) {
+		rd->making = true; /* it goes last, with the directory */
+		return 0;
+	}
+	return add_stray(rd, path);
+}
+
+static bool is_elsewhere(const struct reading *rd, const struct statx *sx)
+{
+	return makedev(sx->stx_dev_major, sx->stx_dev_minor) != rd->fleece_dev;
 }
 
 /* All below the directory FD, whose path is in PATH, LEN bytes of a buffer of PATH_MAX. */
 static int read_below(struct reading *rd, int fd, char *path, size_t len)
 {
+	bool lost = rd->inv->dirs[rd->dir].error == -ENOENT; /* the manifest */
 	const struct dirent *e;
 	DIR *d;
 	int r = io_fdopendir(fd, &d);
@@ -173,19 +189,22 @@ static int read_below(struct reading *rd, int fd, char *path, size_t len)
 		path[len] = '/';
 		memcpy(path + len + 1, e->d_name, n + 1);
 		r = io_statx(fd, e->d_name, &sx);
+		if (!r && S_ISDIR(sx.stx_mode) && lost && is_elsewhere(rd, &sx))
+			continue;
 		if (!r && !S_ISDIR(sx.stx_mode))
 			r = take_file(rd, e->d_name, path);
 		else if (!r)
 			r = io_openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &sub);
 		if (!r && S_ISDIR(sx.stx_mode))
 			r = read_below(rd, sub, path, len + 1 + n);
-		r = is_gone(r) ? 0 : r;
+		r = is_gone(r) || (r == -EACCES && lost) ? 0 : r;
 	}
 	closedir(d);
 	return r;
 }
 
-/* The manifest of the directory FD, as manifest_read() does it, but without a word in the log. */
+/* The manifest of the directory FD, as manifest_read() does it, but without a word in the log. A
+ * snapshot without one is as old as its directory. */
 static int read_manifest(int fd, struct inv_dir *dir)
 {
 	ff_autoclose int file = -1;
@@ -195,6 +214,8 @@ static int read_manifest(int fd, struct inv_dir *dir)
 
 	if (!r)
 		r = io_fstat(file, &st);
+	if (r == -ENOENT && io_fstat(fd, &st) == 0)
+		dir->made = st.st_mtim;
 	if (r == -EINVAL)
 		dir->why = "it is not a regular file";
 	if (r)
@@ -247,15 +268,42 @@ static int match(struct inventory *inv, struct inv_dir *dir)
 	return 0;
 }
 
-static int take_dir(struct reading *rd, const char *name)
+/* Recovery's judgement: see cow/recover_list.c. */
+static enum inv_kind kind_of(const struct reading *rd, const struct inv_dir *dir)
+{
+	if (strncmp(dir->name, DROPPED, strlen(DROPPED)) == 0)
+		return INV_DROPPED;
+	if (dir->error != -ENOENT)
+		return INV_SNAPSHOT;
+	if (rd->making)
+		return rd->foreign ? INV_FOREIGN : INV_UNMADE;
+	return rd->ours && !names_is_systems(dir->name) ? INV_SNAPSHOT : INV_FOREIGN;
+}
+
+/* Forgets what was found in the directory, which is the last one. */
+static void forget(struct reading *rd, struct inv_dir *dir, size_t strays)
+{
+	struct inventory *inv = rd->inv;
+
+	while (inv->image_count > dir->first) {
+		free(inv->images[--inv->image_count].path);
+		free(inv->images[inv->image_count].backing);
+	}
+	while (inv->stray_count > strays)
+		free(inv->strays[--inv->stray_count].path);
+	dir->count = 0;
+}
+
+static int take_dir(struct reading *rd, const char *name, const struct statx *sx)
 {
 	struct inventory *inv = rd->inv;
 	struct inv_dir dir = {.first = inv->image_count}, *list;
+	size_t strays = inv->stray_count;
 	char path[PATH_MAX];
 	int fd, r = io_openat(rd->fleece_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, &fd);
 
 	if (r)
-		return is_gone(r) ? 0 : r;
+		return is_gone(r) || (r == -EACCES && names_is_systems(name)) ? 0 : r;
 	list = realloc(inv->dirs, (inv->dir_count + 1) * sizeof *list);
 	if (list)
 		inv->dirs = list;
@@ -267,15 +315,17 @@ static int take_dir(struct reading *rd, const char *name)
 		return dir.error;
 	}
 	rd->dir = inv->dir_count++;
-	rd->foreign = false;
+	rd->foreign = rd->making = rd->ours = false;
 	inv->dirs[rd->dir] = dir;
-	r = read_below(rd, fd, path, (size_t)snprintf(path, sizeof path, "%s", name));
+	if (dir.error == -ENOENT && is_elsewhere(rd, sx))
+		close(fd);
+	else
+		r = read_below(rd, fd, path, (size_t)snprintf(path, sizeof path, "%s", name));
 	list = &inv->dirs[rd->dir];
 	list->count = inv->image_count - list->first;
-	list->kind = strncmp(name, DROPPED, strlen(DROPPED)) == 0 ? INV_DROPPED
-	             : list->error != -ENOENT                     ? INV_SNAPSHOT
-	             : rd->foreign                                ? INV_FOREIGN
-	                                                          : INV_UNMADE;
+	list->kind = kind_of(rd, list);
+	if (list->kind == INV_FOREIGN)
+		forget(rd, list, strays);
 	return r ? r : match(inv, list);
 }
 
@@ -287,13 +337,20 @@ static bool is_temporary(const char *name)
 
 int inventory_read(int fleece_fd, struct inventory *out)
 {
-	struct reading rd = {fleece_fd, out, SIZE_MAX, false};
+	struct reading rd = {.fleece_fd = fleece_fd, .inv = out};
 	const struct dirent *e;
+	struct stat st = {0};
 	DIR *d;
 	int fd, r = io_openat(fleece_fd, ".", O_RDONLY | O_DIRECTORY, 0, &fd);
 
 	*out = (struct inventory){0};
-	if (!r)
+	if (r)
+		return r;
+	r = io_fstat(fd, &st);
+	rd.fleece_dev = st.st_dev;
+	if (r)
+		close(fd);
+	else
 		r = io_fdopendir(fd, &d);
 	if (r)
 		return r;
@@ -301,7 +358,7 @@ int inventory_read(int fleece_fd, struct inventory *out)
 		struct statx sx;
 
 		if (is_temporary(e->d_name)) {
-			r = add_stray(&rd, e->d_name, SIZE_MAX);
+			r = add_stray(&rd, e->d_name);
 			continue;
 		}
 		if (strncmp(e->d_name, DROPPED, strlen(DROPPED)) != 0 &&
@@ -309,7 +366,7 @@ int inventory_read(int fleece_fd, struct inventory *out)
 			continue;
 		r = io_statx(fd, e->d_name, &sx);
 		if (!r && S_ISDIR(sx.stx_mode))
-			r = take_dir(&rd, e->d_name);
+			r = take_dir(&rd, e->d_name, &sx);
 		r = is_gone(r) ? 0 : r;
 	}
 	closedir(d);

@@ -23,10 +23,10 @@ struct inv_image {
 };
 
 enum inv_kind {
-	INV_SNAPSHOT, /* it has a manifest, if perhaps a bad one */
-	INV_UNMADE,   /* none, and nothing but what a freeze makes: a mkdir that did not end */
+	INV_SNAPSHOT, /* it has a manifest, if perhaps a bad one; or has lost it, and has images */
+	INV_UNMADE,   /* none, and the mark of a mkdir that did not end */
 	INV_DROPPED,  /* .dropped-N */
-	INV_FOREIGN,  /* no manifest, and files that are not ours */
+	INV_FOREIGN,  /* somebody else's: what it holds is not taken in */
 };
 
 struct inv_dir {
@@ -44,7 +44,6 @@ struct inv_dir {
 /* A file that an interrupted operation left. */
 struct inv_stray {
 	char *path; /* below the fleece directory */
-	size_t dir; /* or SIZE_MAX */
 	uint64_t allocated;
 };
 

@@ -2,12 +2,12 @@
  * The rules that manifests and images of a fleece directory obey together. They are those by which
  * recovery (cow/recover.c, cow/recover_load.c) makes chains of them; this only says what it finds.
  *
- *   a snapshot   has a manifest that can be used, and of each disk in it the image that it names,
- *                with the number, identity and size that it says
- *   a chain      is the images of one disk by age. Each names the next newer one as its backing
- *                file, the newest the source. Hidden images (of dropped snapshots, or of a mkdir
- *                that did not end) may stand in between, or, where no older image names them, apart
- *   a source     is where the newest image says, and as it was when the last mount ended
+ *   a snapshot   has a manifest that can be used, unless it is damaged, and of each disk in it the
+ * image that it names, with the number, identity and size that it says a chain      is the images
+ * of one disk by age. Each names the next newer one as its backing file, the newest the source.
+ * Hidden images (of dropped snapshots, or of a mkdir that did not end) may stand in between, or,
+ * where no older image names them, apart a source     is where the newest image says, and as it was
+ * when the last mount ended
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -140,6 +140,13 @@ static void check_snapshot(struct checking *c, size_t dir)
 	const struct inv_dir *d = &c->inv->dirs[dir];
 	const struct tree *t = d->manifest.tree;
 
+	if (d->error == -ENOENT) {
+		remark(c, true,
+		       "%s/manifest: it is lost, and with it what the snapshot shows; images of "
+		       "it are there",
+		       d->name);
+		return;
+	}
 	if (d->error) {
 		remark(c, true, "%s/manifest: %s", d->name,
 		       d->why && d->error == -EINVAL ? d->why : strerror(-d->error));
@@ -177,8 +184,7 @@ static void check_dirs(struct checking *c)
 		else if (d->kind == INV_UNMADE)
 			remark(c, false, "%s: left by a mkdir that did not end", d->name);
 		else if (d->kind == INV_FOREIGN)
-			remark(c, false, "%s: no snapshot, and holds what fleecefs has not made",
-			       d->name);
+			remark(c, false, "%s: no snapshot: it is left alone", d->name);
 		else
 			left++;
 	}

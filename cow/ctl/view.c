@@ -11,21 +11,10 @@
 #include "cow/ctl/view.h"
 #include "cow/io.h"
 #include "cow/open_regular.h"
+#include "cow/qcow2_image.h"
 #include "ff_util.h"
 
 #define SCAN_BYTES 65536u
-
-static int read_head(int fd, struct qcow2_head *head, struct qcow2_layout *l, const char **why)
-{
-	uint8_t buf[QCOW2_HEAD_SIZE];
-	size_t got;
-	int r = io_pread(fd, buf, sizeof buf, 0, &got);
-
-	if (r)
-		return r;
-	*why = "it is too short";
-	return got < sizeof buf ? -EINVAL : qcow2_head_decode(buf, head, l, why);
-}
 
 static int open_image(int dirfd, const char *path, int *out, const char **why)
 {
@@ -42,7 +31,7 @@ int view_head(int dirfd, const char *path, struct qcow2_head *head, struct qcow2
 	ff_autoclose int fd = -1;
 	int r = open_image(dirfd, path, &fd, why);
 
-	return r ? r : read_head(fd, head, l, why);
+	return r ? r : ff_image_head(fd, head, l, why);
 }
 
 /* The checksum file stands beside the image. Without one the image can have no data. */
@@ -76,7 +65,7 @@ int view_open(int dirfd, const char *path, struct view *out, const char **why)
 	int r = open_image(dirfd, path, &v.fd, why);
 
 	if (!r)
-		r = read_head(v.fd, &v.head, &v.l, why);
+		r = ff_image_head(v.fd, &v.head, &v.l, why);
 	if (!r)
 		r = io_fstat(v.fd, &st);
 	if (!r) {

@@ -195,6 +195,23 @@ found "not durable, and power was lost" sh -c "rm '$fleece/.clean'
 says 0 list "$fleece"
 has '^one .* torn '
 
+step "a lost manifest, and what is somebody else's"
+lose() {
+	mkdir -p "$fleece/lost+found" "$fleece/theirs/deep"
+	touch "$fleece/theirs/deep/a.img-fleece-1.qcow2"
+	rm "$fleece/one/manifest"
+}
+found "one/manifest: it is lost" lose
+has 'note: theirs: no snapshot: it is left alone'
+hasnt 'lost+found/|theirs/'
+says 0 list "$fleece"
+has '^one .* damaged '
+hasnt 'theirs|lost.found'
+before=$(state)
+says 0 gc "$fleece"
+has ': 0 removed'
+[ "$before" = "$(state)" ] || fail "gc removes what is none of its business"
+
 step "an interrupted mkdir, a killed daemon, a drop cut short: gc"
 rm -rf "$fleece" "$src/.fleecefs"
 mkdir -m 700 "$fleece"
@@ -212,8 +229,8 @@ wait "$daemon" || true
 umount "$mnt"
 says 0 check "$fleece"
 [ "$(find "$src/.fleecefs" -type f | wc -l)" = 1 ] || fail "no disk was kept aside"
-# three loses its manifest: no older one needs more than what its images lead to
-rm "$fleece/three/manifest"
+# three is one that was being made: no older one needs more than what its images lead to
+mv "$fleece/three/manifest" "$fleece/three/~making"
 mv "$fleece/one" "$fleece/.dropped-0"
 touch "$fleece/two/~unfinished" "$fleece/two/manifest.tmp" "$fleece/.session.tmp" \
 	"$fleece/two/old.img-fleece-9.xxh3"
@@ -258,7 +275,7 @@ damage byte "$fleece/two/manifest" 100
 says 0 gc "$fleece"
 [ "$(images | wc -l)" = "$n" ] || fail "an image is gone that may be needed"
 [ "$(find "$src/.fleecefs" -type f | wc -l)" = 1 ] || fail "the disk aside is gone, though its image cannot be read"
-rm "$fleece/two/manifest"
+mv "$fleece/two/manifest" "$fleece/two/~making"
 says 0 gc "$fleece"
 [ -z "$(images)" ] || fail "images are left: $(images)"
 [ -z "$(find "$src/.fleecefs" -type f)" ] || fail "a disk is kept aside for nobody"
@@ -290,7 +307,7 @@ for _ in $(seq "${GC_ROUNDS:-2}"); do
 	for name in 1 2 3 4 5 6; do
 		[ -d "$fleece/$name" ] || continue
 		case $((RANDOM % 4)) in
-		0) rm "$fleece/$name/manifest" ;;
+		0) mv "$fleece/$name/manifest" "$fleece/$name/~making" ;;
 		1) mv "$fleece/$name" "$fleece/.dropped-9$name" ;;
 		esac
 	done

@@ -137,11 +137,22 @@ mkdir -p "$fleece/theirs/deep" "$fleece/empty"
 echo precious >"$fleece/theirs/deep/vm.qcow2"
 echo precious >"$fleece/file"
 mount_logged
-grep -q "$fleece/theirs is no snapshot" "$tmp/log" || fail "not said: $(cat "$tmp/log")"
+[ ! -s "$tmp/log" ] || fail "something is said: $(cat "$tmp/log")"
 mkdir "$snaps/s"
 rmdir "$snaps/s"
 ! mkdir "$snaps/theirs" 2>/dev/null || fail "mkdir in a directory that is not ours"
 umount_fs
+[ -d "$fleece/empty" ] || fail "an empty directory is gone"
+mkdir "$fleece/mounted"
+mount -t tmpfs tmpfs "$fleece/mounted"
+mount_fs
+! mkdir "$snaps/mounted" 2>"$tmp/err" || fail "a snapshot in the place of a mount point"
+grep -q 'resource busy' "$tmp/err" || fail "no reason: $(cat "$tmp/err")"
+mkdir "$snaps/empty"
+[ -f "$fleece/empty/manifest" ] || fail "no snapshot in the place of an empty directory"
+rmdir "$snaps/empty"
+umount_fs
+umount "$fleece/mounted"
 grep -q precious "$fleece/theirs/deep/vm.qcow2" "$fleece/file" || fail "it is gone"
 rm -r "$fleece/theirs" "$fleece/file"
 ! timeout 20 "$fleecefs" "$src" "$mnt" --fleece-dir="$tmp/fast" </dev/null 2>"$tmp/err" || fail "FLEECE_DIR above SOURCE"

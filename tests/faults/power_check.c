@@ -377,6 +377,16 @@ static int first_name(void *ctx, const char *name)
 
 static unsigned leftovers;
 static const char *leftover_root;
+static const struct world *leftover_world;
+
+/* Is it of a mkdir without `durable`? A cut may take the mark from its directory, and leave there
+ * what is then none of ours by any sign. */
+static bool may_be_left(const char *path)
+{
+	int i = index_of(path + strlen(leftover_root) + 1);
+
+	return i >= 0 && leftover_world->losses > 0 && !leftover_world->snaps[i].durable;
+}
 
 static int look(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
@@ -384,7 +394,7 @@ static int look(const char *path, const struct stat *st, int type, struct FTW *f
 
 	if ((base[0] == '.' && S_ISREG(st->st_mode) && strncmp(base, ".lost-", 6) != 0) ||
 	    strcmp(path, leftover_root) == 0 || strncmp(base, ".aside-", 7) == 0 ||
-	    strcmp(base, ".fleecefs") == 0)
+	    strcmp(base, ".fleecefs") == 0 || may_be_left(path))
 		return 0;
 	printf("  left: %s\n", path);
 	leftovers++;
@@ -404,6 +414,7 @@ void check_drop_all(struct world *w)
 		}
 	}
 	leftovers = 0;
+	leftover_world = w;
 	leftover_root = w->fleece;
 	if (!w->one)
 		nftw(w->fleece, look, 16, FTW_PHYS);

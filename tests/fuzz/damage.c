@@ -35,6 +35,7 @@
 #include <unistd.h>
 
 #include "cow/engine.h"
+#include "cow/manifest.h"
 #include "ff_log.h"
 #include "ff_util.h"
 #include "fuzz.h"
@@ -292,10 +293,11 @@ static void round_of(const struct file *f, enum op op, bool killed)
 			lost_views += o == LOST;
 			right_views += o == RIGHT;
 		}
-	/* a manifest that is not there tells of an interrupted mkdir, another boot in .session of a
-	 * loss of power; and an entry that is gone unseen leads to a newer image that has given up
-	 * the cluster, and names itself */
-	if (some_lost && !log_names(f) && !(op == REMOVE && f->disk < 0) &&
+	/* a mark or a record that is not there is as one that never was, another boot in .session
+	 * tells of a loss of power; and an entry that is gone unseen leads to a newer image that
+	 * has given up the cluster, and names itself */
+	if (some_lost && !log_names(f) &&
+	    !(op == REMOVE && f->disk < 0 && !strstr(f->path, "/" MANIFEST_NAME)) &&
 	    !(killed && in_tables) && strcmp(f->path, ".session") != 0)
 		fail("the log does not name it", f, op, -1, 0);
 	drop_all(store, f, op);

@@ -314,13 +314,15 @@ Test(endings, damaged_ones_and_interrupted_ones_do_not_get_in_each_others_way)
 	five_make();
 	five_give_back();
 	fixture_close(&fx);
-	five_shell("for i in 1 2; do echo >$F/s$i/manifest; done; mkdir $F/cut1 $F/cut2 $F/cut3");
+	five_shell(
+	    "for i in 1 2; do echo >$F/s$i/manifest; done; "
+	    "mkdir $F/cut1 $F/cut2 $F/cut3; for i in 1 2 3; do touch $F/cut$i/~making; done");
 	fixture_open(&fx);
 	for (int i = 1; i < SNAPS; i++)
 		cr_assert_eq(ff_store_drop(fx.store, five_name_of(i)), 0);
 	five_expect(0);
 	fixture_close(&fx);
-	five_shell("mkdir $F/cut1 $F/cut2");
+	five_shell("mkdir $F/cut1 $F/cut2; touch $F/cut1/~making $F/cut2/~making");
 	fixture_open(&fx);
 	five_expect(0);
 	cr_assert_eq(ff_store_drop(fx.store, "s0"), 0);
