@@ -155,7 +155,8 @@ umount_fs
 umount "$fleece/mounted"
 grep -q precious "$fleece/theirs/deep/vm.qcow2" "$fleece/file" || fail "it is gone"
 rm -r "$fleece/theirs" "$fleece/file"
-! timeout 20 "$fleecefs" "$src" "$mnt" --fleece-dir="$tmp/fast" </dev/null 2>"$tmp/err" || fail "FLEECE_DIR above SOURCE"
+mkdir "$tmp/apart"
+! timeout 20 "$fleecefs" "$src" "$tmp/apart" --fleece-dir="$tmp/fast" </dev/null 2>"$tmp/err" || fail "FLEECE_DIR above SOURCE"
 grep -q 'holds SOURCE' "$tmp/err" || fail "no reason: $(cat "$tmp/err")"
 
 step "in SOURCE: nothing but regular files is opened"
