@@ -146,7 +146,10 @@ static int take_entry(struct ff_store *s, int dirfd, const char *name, struct na
 			r = kind_of(s, name, &sx, fd, &kind);
 	}
 	if (r) {
-		ff_error("%s/%s: %s", s->fleece_path, name, strerror(-r));
+		ff_error("%s/%s: %s%s", s->fleece_path, name, strerror(-r),
+		         r == -EACCES ? ": chown it to the user who mounts, or, if fleecefs has "
+		                        "not made it, move it away"
+		                      : "");
 		return r;
 	}
 	return kind == DIR_STRANGE ? 0 : add_name(names, name, kind);
