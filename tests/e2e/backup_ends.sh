@@ -98,6 +98,18 @@ backup 74 --mount-options fleece-limit=1M --hook "$tmp/hook" --exclude 'a.img' -
 [ ! -e "$tmp/out/broken.tar" ] || fail "an archive of a broken snapshot got its name"
 nothing_left
 
+step "what is mounted below SOURCE cannot be frozen: that is said"
+mkdir "$src/below"
+mount -t tmpfs none "$src/below"
+backup 74 --tar "$tmp/out/below.tar"
+grep -q 'mounted below SOURCE' "$tmp/said" || fail "not said: $(cat "$tmp/said")"
+[ ! -e "$tmp/out/below.tar" ] || fail "an archive without it got its name"
+backup 0 --mount-options exclude=below --tar "$tmp/out/below.tar"
+umount "$src/below"
+rmdir "$src/below"
+rm "$tmp/out/below.tar"
+nothing_left
+
 step "two runs at once, by either name"
 mount_fs
 mkfifo "$tmp/go"
