@@ -37,7 +37,7 @@ static void setup(void)
 	fixture_file(&fx, "base.img", DISK, 1);
 	run("mkdir d; qemu-img create -f qcow2 -b ../base.img -F raw d/a.qcow2;"
 	    "qemu-img create -f qcow2 -b a.qcow2 -F qcow2 -o cluster_size=4k d/top.qcow2;"
-	    "qemu-io -c 'write -P 1 100k 300k' -c 'write -z 1m 200k' d/a.qcow2;"
+	    "qemu-io -c 'write -P 1 100k 300k' -c 'write -z 1m 192k' d/a.qcow2;"
 	    "qemu-io -c 'write -P 2 300k 333k' -c 'write -z 2m 20k' d/top.qcow2;"
 	    "qemu-img convert -f qcow2 -O raw d/top.qcow2 ../want");
 	want = malloc(DISK);
@@ -129,8 +129,9 @@ Test(raw, concurrent_with_writes)
 	atomic_store(&stop, true);
 	pthread_join(writer, NULL);
 	cr_assert_eq(ff_raw_blocks(raw, &blocks), 0);
-	/* 200k and 20k were made zeros; what lies over the former is none of it */
-	cr_assert_eq(blocks, (DISK - 220 * 1024) / 512);
+	/* 192k and 20k were made zeros, in whole clusters: a part of one would be an unwritten
+	 * extent of the image's file, which is no hole any more while the page cache has it */
+	cr_assert_eq(blocks, (DISK - 212 * 1024) / 512, "%llu blocks", (unsigned long long)blocks);
 	cr_assert_eq(ff_raw_seek(raw, (1 << 20) + 5, SEEK_HOLE, &at), 0);
 	cr_assert_eq(at, (1 << 20) + 5);
 	cr_assert_eq(ff_raw_seek(raw, DISK, SEEK_DATA, &at), -ENXIO);
