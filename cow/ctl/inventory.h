@@ -63,6 +63,9 @@ void inventory_free(struct inventory *inv);
 const struct inv_dir *inventory_find(const struct inventory *inv, const char *name);
 /* Is the image one of a snapshot, so that a view is read from it? */
 bool inventory_visible(const struct inventory *inv, const struct inv_image *i);
+bool inv_ends_with(const char *s, const char *end);
+
+/* --- inventory_chains.c --- */
 /* The images, by disk and from old to new: an array of COUNT pointers, malloc'd. Those that cannot
  * be read are left out. */
 struct inv_image **inventory_chains(struct inventory *inv, size_t *count);
