@@ -276,9 +276,9 @@ int disk_old_source(struct ff_disk *d, bool direct, int *fd);
 int disk_seek(struct ff_disk *d, uint64_t off, int whence, uint64_t *out);
 /* What fstat says of the source now. */
 int disk_stat(struct ff_disk *d, struct stat *st);
-/* Calls FN for each disk that has a chain, with a reference held and no lock of disk.c. */
 /* The disk with this inode that is in the table, whatever its birth time; a reference, or NULL. */
 struct ff_disk *disk_peek(struct ff_store *s, dev_t dev, ino_t ino);
+/* Calls FN for each disk that has a chain, with a reference held and no lock of disk.c. */
 int disk_each(struct ff_store *s, int (*fn)(struct ff_disk *, void *), void *ctx);
 
 /* --- chain.c --- */

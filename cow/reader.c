@@ -75,8 +75,8 @@ int ff_reader_open(struct ff_snap *snap, const struct ff_frozen *f, struct ff_re
 		return -ENOMEM;
 	rd->inode = f;
 	rd->link = l;
-	rd->sparse =
-	    snap->store->knows_holes && (uint64_t)f->st.st_blocks < (uint64_t)f->st.st_size / 512;
+	rd->sparse = snap->store->knows_holes && !disk_is_device(l->disk) &&
+	             (uint64_t)f->st.st_blocks < (uint64_t)f->st.st_size / 512;
 	pthread_mutex_init(&rd->kept_lock, NULL);
 	disk_use(l->disk);
 	hold_begin(&rd->hold, snap);
