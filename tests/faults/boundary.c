@@ -194,14 +194,7 @@ static void look_after(struct round *r)
 	round_verify(r, ROUND_MIXED);
 	use(r);
 	round_verify(r, 0);
-	round_drop_all(r);
-	if (r->store->space_used)
-		round_complain(r, "%llu bytes are still counted",
-		               (unsigned long long)r->store->space_used);
-	e = round_close(r);
-	if (e)
-		round_complain(r, "it cannot be closed: %s", strerror(-e));
-	round_verify(r, 0);
+	round_end(r);
 }
 
 static void prepare(struct job *j, const struct instance *c, char label[200])

@@ -311,14 +311,7 @@ static void look_after(struct round *r)
 	round_verify(r, 0);
 	if (!round_find_snap(r, "z"))
 		use(r);
-	round_drop_all(r);
-	if (r->store->space_used)
-		round_complain(r, "%llu bytes are still counted",
-		               (unsigned long long)r->store->space_used);
-	e = round_close(r);
-	if (e)
-		round_complain(r, "it cannot be closed: %s", strerror(-e));
-	round_verify(r, 0);
+	round_end(r);
 }
 
 void case_run(struct round *r, const struct instance *c, const char *program)

@@ -407,3 +407,17 @@ void round_may_break_by_step(struct round *r)
 {
 	round_may_break(r, r->model->step_file);
 }
+
+void round_end(struct round *r)
+{
+	int e;
+
+	round_drop_all(r);
+	if (r->store->space_used)
+		round_complain(r, "%llu bytes are still counted",
+		               (unsigned long long)r->store->space_used);
+	e = round_close(r);
+	if (e)
+		round_complain(r, "it cannot be closed: %s", strerror(-e));
+	round_verify(r, 0);
+}

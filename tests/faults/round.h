@@ -192,6 +192,8 @@ unsigned round_verify(struct round *r, unsigned tolerance);
 /* Drops every snapshot, then nothing may be left of any: neither in FLEECE_DIR nor aside. The store
  * must be open. Returns the number of complaints. */
 unsigned round_drop_all(struct round *r);
+/* Drops all, closes the store, and complains of what is left then. */
+void round_end(struct round *r);
 
 /* Says what is wrong and counts it. */
 void round_complain(struct round *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
