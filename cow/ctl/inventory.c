@@ -1,6 +1,7 @@
 /*
- * Reads a fleece directory: see inventory.h. What recovery (cow/recover_list.c, recover_load.c) makes of the same
- * files at a mount is the model; but that takes the directory over and mends, and this only looks.
+ * Reads a fleece directory: see inventory.h. What recovery (cow/recover_list.c, recover_load.c)
+ * makes of the same files at a mount is the model; but that takes the directory over and mends, and
+ * this only looks.
  *
  * A mount may change all of it meanwhile. What goes between two calls is left out; the caller reads
  * again where that could matter.
