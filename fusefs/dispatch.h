@@ -41,7 +41,7 @@ static inline struct caller dispatch_caller(fuse_req_t req)
 {
 	const struct fuse_ctx *c = fuse_req_ctx(req);
 
-	return (struct caller){c->uid, c->gid, c->umask, dispatch_in_group, req};
+	return (struct caller){c->uid, c->gid, c->pid, c->umask, dispatch_in_group, req};
 }
 
 /* R: 0 or -errno. */

@@ -77,6 +77,7 @@ struct fs {
 struct caller {
 	uid_t uid;
 	gid_t gid;
+	pid_t thread; /* 0: of another pid namespace */
 	mode_t umask;
 	bool (*in_group)(void *ask, gid_t gid);
 	void *ask;
@@ -121,7 +122,7 @@ struct node_ops {
 	              const char *new_name, unsigned flags);
 
 	int (*open)(struct fs *fs, struct node *node, int flags, struct handle **out);
-	/* Instead of open(), for a kind whose files may need more rights than they show. */
+	/* Instead of open(), for a kind to whose files it matters who opens them. */
 	int (*open_as)(struct fs *fs, struct node *node, int flags, const struct caller *who,
 	               struct handle **out);
 	int (*create)(struct fs *fs, struct node *dir, const char *name, mode_t mode, int flags,

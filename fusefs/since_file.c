@@ -1,18 +1,26 @@
 /*
  * The files of snapshots/NEW/.since/OLD/: images, and the changed ranges as sparse files.
  *
- * MADE of a node is a struct made_file, constant once made. An open file keeps both snapshots
- * (ff_since_open()).
+ * MADE of a node is a struct made_file, constant once made but for the list of what is open. An
+ * open file keeps both snapshots (ff_since_open()).
+ *
+ * An increment leads to the image of its name in the directory beside its own that is called like
+ * OLD: in a chain of copies the older one, but here, in .since/OLD/, itself. A reader of images
+ * that is given it where it lies opens it as its own backing file, again and again, until it has no
+ * descriptors left, which takes QEMU minutes. So one thread may have an image open a number of
+ * times that only such a reader reaches, and then gets ELOOP, which says what is the matter.
  */
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "ff_log.h"
 #include "ff_util.h"
 #include "fusefs/since.h"
 
-enum { SALT_RANGES = 3 };
+enum { SALT_RANGES = 3, MOST_OF_A_THREAD = 16 };
 
 static const struct node_ops since_image_ops, since_ranges_ops;
 
@@ -23,12 +31,16 @@ struct made_file {
 	uint64_t salt;
 	off_t size;
 	blkcnt_t blocks;
+	pthread_mutex_t lock;      /* innermost */
+	struct since_file *opened; /* lock; of an increment, those of known threads */
 };
 
 /* An open one. */
 struct since_file {
 	struct handle h;
 	struct ff_since_file *file;
+	pid_t thread;                    /* that opened it; 0: not known, or not of interest */
+	struct since_file *next, **prev; /* made_file.lock */
 };
 
 static void made_free(void *p)
@@ -38,6 +50,7 @@ static void made_free(void *p)
 	since_pair_put(m->pair);
 	if (m->since)
 		ff_since_free(m->since);
+	pthread_mutex_destroy(&m->lock);
 	free(m);
 }
 
@@ -91,6 +104,7 @@ static int make_file(struct fs *fs, struct node *dir, const struct since_found *
 
 	if (!m)
 		return -ENOMEM;
+	pthread_mutex_init(&m->lock, NULL);
 	m->pair = since_pair_ref(pair);
 	m->salt = since_file_salt(dir, what->name, what->image);
 	r = ff_since_make(&engine, dir->frozen, what->stored, what->f, &m->since);
@@ -129,13 +143,45 @@ static struct since_file *file_of(struct handle *h)
 	return FF_CONTAINER(h, struct since_file, h);
 }
 
+/* Adds F to what its thread has open, unless that is too much. */
+static int list_opened(struct made_file *m, struct since_file *f)
+{
+	unsigned count = 0;
+
+	FF_GUARD(&m->lock);
+	for (const struct since_file *each = m->opened; each; each = each->next)
+		count += each->thread == f->thread;
+	if (count >= MOST_OF_A_THREAD)
+		return -ELOOP;
+	f->prev = &m->opened;
+	f->next = m->opened;
+	if (f->next)
+		f->next->prev = &f->next;
+	m->opened = f;
+	return 0;
+}
+
+static void unlist_opened(struct made_file *m, struct since_file *f)
+{
+	FF_GUARD(&m->lock);
+	if (!f->prev)
+		return;
+	*f->prev = f->next;
+	if (f->next)
+		f->next->prev = f->prev;
+	f->prev = NULL;
+}
+
+/* A descriptor was closed; that nothing is open any more may come to be known much later. */
 static void since_flush(struct handle *h)
 {
+	unlist_opened(h->node->made, file_of(h));
 	ff_since_flushed(file_of(h)->file);
 }
 
 static void since_free(struct handle *h)
 {
+	unlist_opened(h->node->made, file_of(h));
 	ff_since_close(file_of(h)->file);
 	free(file_of(h));
 }
@@ -198,24 +244,35 @@ static const struct handle_ops ranges_handle_ops = {
     .free = since_free,
 };
 
-static int file_open(struct fs *fs, struct node *node, int flags, struct handle **out)
+static int file_open(struct fs *fs, struct node *node, int flags, const struct caller *who,
+                     struct handle **out)
 {
-	const struct made_file *m = node->made;
+	struct made_file *m = node->made;
+	bool image = node->ops == &since_image_ops;
 	struct since_file *f;
-	int r;
+	int r = 0;
 
 	if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC)
 		return -EROFS;
 	f = calloc(1, sizeof *f);
 	if (!f)
 		return -ENOMEM;
-	r = ff_since_open(m->since, &f->file);
+	f->thread = who->thread;
+	if (image && m->pair->old && f->thread)
+		r = list_opened(m, f);
+	if (r == -ELOOP)
+		ff_warning(
+		    "an increment against %s was opened as its own backing file: it leads to the "
+		    "image beside a copy of it, so it has to be copied before it is used",
+		    m->pair->name);
+	if (r == 0)
+		r = ff_since_open(m->since, &f->file);
 	if (r < 0) {
+		unlist_opened(m, f);
 		free(f);
 		return r;
 	}
-	handle_init(&f->h, node->ops == &since_image_ops ? &image_handle_ops : &ranges_handle_ops,
-	            fs, node);
+	handle_init(&f->h, image ? &image_handle_ops : &ranges_handle_ops, fs, node);
 	f->h.open_flags = flags & O_DIRECT ? FOPEN_DIRECT_IO : FOPEN_KEEP_CACHE;
 	*out = &f->h;
 	return 0;
@@ -226,7 +283,7 @@ static const struct node_ops since_image_ops = {
     .denied = -EROFS,
     .lasting = true,
     .getattr = file_getattr,
-    .open = file_open,
+    .open_as = file_open,
     .getxattr = image_getxattr,
     .listxattr = derived_listxattr,
 };
@@ -235,7 +292,7 @@ static const struct node_ops since_ranges_ops = {
     .denied = -EROFS,
     .lasting = true,
     .getattr = file_getattr,
-    .open = file_open,
+    .open_as = file_open,
     .getxattr = derived_getxattr,
     .listxattr = derived_listxattr,
 };

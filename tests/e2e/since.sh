@@ -217,6 +217,32 @@ refused "$snaps/c/.since/b/vm1.img"
 refused "$snaps/c/.since/b/changes.json"
 grep -q 'vm1.img: what changed since b cannot be known.*full' "$tmp/log" || fail "$(cat "$tmp/log")"
 cat "$snaps/c/.since/b/vm2.img.qcow2" "$snaps/c/.since/-/vm1.img.qcow2" >/dev/null
+
+# an increment that is opened where it lies leads to itself: that is said soon
+since=$snaps/c/.since/b
+status=0
+(cd "$since" && timeout 10 qemu-img check vm2.img.qcow2) 2>"$tmp/err" || status=$?
+[ $status = 1 ] || fail "status $status: $(cut -c1-300 "$tmp/err")"
+grep -q 'Too many levels' "$tmp/err" || fail "$(cut -c1-300 "$tmp/err")"
+grep -q 'against b was opened as its own backing file' "$tmp/log" || fail "the log does not tell: $(tail -3 "$tmp/log")"
+qemu-img check -q --image-opts "driver=qcow2,file.filename=$since/vm2.img.qcow2,backing=" 2>"$tmp/err" || fail "by itself: $(cat "$tmp/err")"
+python3 - "$since/vm2.img.qcow2" <<'END'
+import os, sys, threading
+for _ in range(3000):  # one after the other is no chain, though the mount hears late of the end of each
+    os.close(os.open(sys.argv[1], os.O_RDONLY))
+def some():
+    for fd in [os.open(sys.argv[1], os.O_RDONLY) for _ in range(12)]:
+        os.close(fd)
+threads = [threading.Thread(target=some) for _ in range(12)]
+failed = []
+threading.excepthook = lambda args: failed.append(args.exc_value)
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+END
+
 for old in b sat fri thu tue; do
 	[ ! -d "$snaps/$old" ] || rmdir "$snaps/$old"
 done
