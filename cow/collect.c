@@ -278,7 +278,8 @@ static int newest_first(const void *a, const void *b)
 	return x > y ? -1 : x < y;
 }
 
-/* Hides the links, and adds the hidden ones beside them: what these hold may be needed no more. */
+/* Hides the links, and adds the hidden ones whose data may be needed no more: those beside them,
+ * and, where views need less than all, those beyond newer views, which need nothing of them. */
 static int begin(struct collect *c, struct link *const *links, size_t count)
 {
 	int r = 0;
@@ -291,13 +292,14 @@ static int begin(struct collect *c, struct link *const *links, size_t count)
 		}
 	for (size_t i = 0; i < count && !r; i++) {
 		struct link *l = links[i];
+		bool lean = l && atomic_load(&l->disk->lean);
 
 		if (!l)
 			continue;
 		r = collect_one(c, l);
-		for (l = atomic_load(&links[i]->newer); !r && l && !l->snap;
+		for (l = atomic_load(&links[i]->newer); !r && l && (lean || !l->snap);
 		     l = atomic_load(&l->newer))
-			r = collect_one(c, l);
+			r = l->snap ? 0 : collect_one(c, l);
 		for (l = links[i]->older; !r && l && !l->snap; l = l->older)
 			r = collect_one(c, l);
 	}

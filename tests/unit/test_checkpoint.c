@@ -155,6 +155,27 @@ Test(checkpoint, older_snapshots_keep_what_they_need)
 	expect_checkpoint(1);
 }
 
+/* Of a dropped one, for the oldest: a checkpoint between the two has no use for it. */
+Test(checkpoint, what_lies_beyond_goes_with_who_needed_it)
+{
+	uint64_t before;
+
+	five_freeze(0);
+	five_freeze(1);
+	before = used();
+	five_change(0, 20000, 2);
+	five_freeze(2);
+	five_change(100000, 150000, 3);
+	cr_assert_eq(ff_store_drop(fx.store, "s2"), 0);
+	cr_assert_eq(checkpoint(1), 0);
+	five_expect(0);
+	cr_assert_eq(count_images(&fx), 3);
+	cr_assert_eq(ff_store_drop(fx.store, "s0"), 0);
+	cr_assert_eq(count_images(&fx), 1);
+	cr_assert_leq(used(), before);
+	expect_checkpoint(1);
+}
+
 Test(checkpoint, newer_snapshots_are_as_before)
 {
 	five_freeze(0);
