@@ -143,15 +143,16 @@ static int write_all(struct save *s, bool durable, bool *keep)
 
 	if (!r)
 		r = hook_tables(s);
-	if (!r && s->used)
-		r = image_refs_set(s->img, s->host, s->used);
 	if (r)
 		return r;
 	atomic_fetch_add(&s->img->writes, 1);
 	if (durable)
 		r = s->used ? ff_image_flush(s->img) : image_flush_tables(s->img);
-	if (!r)
-		r = write_entries(s, false);
+	if (!r && s->used)
+		r = image_refs_set(s->img, s->host, s->used);
+	if (r)
+		return r;
+	r = write_entries(s, false);
 	atomic_fetch_add(&s->img->writes, 1);
 	if (!r && durable)
 		r = ff_image_flush(s->img);

@@ -1,7 +1,8 @@
 /*
  * What goes wrong on the storage while an image is changed: a write that fails or is cut short, and
  * a process that dies between two writes. Writes go through __wrap_io_pwrite() here (linker option
- * --wrap), so each single one of them can be made the one that fails.
+ * --wrap), so each single one of them can be made the one that fails; flushes, through
+ * __wrap_io_fdatasync().
  *
  * `fault` says what comes: nothing (NONE); or, after `countdown` writes that succeed, one that
  * fails (FAIL) or leaves some of its pages (SHORT), and then NONE again; or all from there on fail
@@ -26,6 +27,7 @@ enum fault { NONE, FAIL, SHORT, ALL_FROM_HERE, DIE };
 static struct {
 	enum fault kind;
 	int countdown; /* writes before it happens */
+	bool flushes;  /* it happens at a flush, before which countdown is of flushes */
 } fault;
 
 int __real_io_pwrite(int fd, const void *buf, size_t len, uint64_t off);
@@ -35,7 +37,7 @@ int __wrap_io_pwrite(int fd, const void *buf, size_t len, uint64_t off)
 {
 	uint64_t whole;
 
-	if (fault.kind == NONE || fault.countdown-- > 0)
+	if (fault.kind == NONE || fault.flushes || fault.countdown-- > 0)
 		return __real_io_pwrite(fd, buf, len, off);
 	/* the page cache takes a write page by page: between two pages it can be cut short */
 	whole = (off + len - 1) / 4096 * 4096;
@@ -56,6 +58,16 @@ int __wrap_io_pwrite(int fd, const void *buf, size_t len, uint64_t off)
 		fault.countdown = 0;
 		return -EIO;
 	}
+}
+
+int __real_io_fdatasync(int fd);
+int __wrap_io_fdatasync(int fd);
+
+int __wrap_io_fdatasync(int fd)
+{
+	if (fault.kind == DIE && fault.flushes && fault.countdown-- <= 0)
+		_exit(42);
+	return __real_io_fdatasync(fd);
 }
 
 typedef int (*change_fn)(struct imgtest *t);
@@ -207,6 +219,39 @@ ParameterizedTest(int *c, qcow2_faults, dies_between_writes, .timeout = 400)
 		imgtest_close(&t);
 		cr_assert(died || nth > 0);
 	}
+}
+
+/* Most of the time of a durable save is that of its flushes: a process that dies in one leaves
+ * nothing leaked. */
+Test(qcow2_faults, dies_in_a_flush, .timeout = 400)
+{
+	bool died = true;
+	int nth;
+
+	for (nth = 0; died; nth++) {
+		struct imgtest t;
+		int status;
+		pid_t pid;
+
+		prepare(&t, 4096);
+		pid = fork();
+		if (pid == 0) {
+			fault.kind = DIE;
+			fault.flushes = true;
+			fault.countdown = nth;
+			_exit(save_mixed(&t) ? 1 : 0);
+		}
+		cr_assert_eq(waitpid(pid, &status, 0), pid);
+		cr_assert(WIFEXITED(status) && WEXITSTATUS(status) != 1);
+		died = WEXITSTATUS(status) == 42;
+		imgtest_check(&t, false);
+		imgtest_reload(&t);
+		learn(&t);
+		imgtest_verify(&t);
+		imgtest_verify_qemu(&t);
+		imgtest_close(&t);
+	}
+	cr_assert_geq(nth, 3, "a durable save has two flushes");
 }
 
 /* A creation that fails leaves no file, and one that another left does not matter. */
