@@ -15,6 +15,11 @@
  * the way of QEMU, which looks at the first bytes: any other choice would show something else than
  * the guest had. It is said in the log, as is each format that only QEMU would know.
  *
+ * A few megabytes of tables can make a disk of exabytes, through which a walk takes hours, in a
+ * thread that guests need and on behalf of a process that cannot be killed meanwhile. So a walk
+ * ends after some seconds, and what it has not seen counts as data, which it may: who reads it
+ * finds zeros.
+ *
  * Of libqcow: it reads a file by path or by its own I/O handles. Frozen bytes have a path only in
  * the mount that this process serves, where its threads would wait for each other; and the handles
  * belong to a library inside libqcow that has no header and promises no interface. It also keeps
@@ -32,7 +37,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { COUNT_SECONDS = 5, STEPS_A_LOOK = 64 };
+enum { LOOK_SECONDS = 5, STEPS_A_LOOK = 64 };
 
 /* A frozen file, of which QS_BYTES is the view that layers have. */
 struct raw_file {
@@ -379,18 +384,38 @@ int ff_raw_read(struct ff_raw *raw, void *buf, size_t len, off_t off, size_t *go
 	return r;
 }
 
+static time_t seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec;
+}
+
+/* Has step I of a walk that is to stop at END gone too far? */
+static bool too_late(unsigned i, time_t end)
+{
+	return i % STEPS_A_LOOK == 0 && seconds() >= end;
+}
+
 int ff_raw_seek(struct ff_raw *raw, off_t off, int whence, off_t *out)
 {
 	uint64_t size = qs_disk_size(raw->disk), at = (uint64_t)off, len;
+	time_t end = seconds() + LOOK_SECONDS;
 	bool data;
 
 	if (whence != SEEK_DATA && whence != SEEK_HOLE)
 		return -EINVAL;
 	if (off < 0 || at >= size)
 		return -ENXIO;
-	for (; at < size; at += len) {
-		int r = qs_disk_extent(raw->disk, at, size - at, &data, &len);
+	for (unsigned i = 0; at < size; i++, at += len) {
+		int r;
 
+		if (too_late(i, end)) { /* the rest is data, as far as we know */
+			*out = (off_t)(whence == SEEK_DATA ? at : size);
+			return 0;
+		}
+		r = qs_disk_extent(raw->disk, at, size - at, &data, &len);
 		if (r)
 			return r;
 		if (data == (whence == SEEK_DATA)) {
@@ -404,26 +429,14 @@ int ff_raw_seek(struct ff_raw *raw, off_t off, int whence, off_t *out)
 	return 0;
 }
 
-static time_t seconds(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec;
-}
-
 int ff_raw_blocks(struct ff_raw *raw, uint64_t *blocks)
 {
 	uint64_t size = qs_disk_size(raw->disk), at = 0, bytes = 0, len;
-	time_t end = seconds() + COUNT_SECONDS;
+	time_t end = seconds() + LOOK_SECONDS;
 	bool data;
 
-	for (unsigned i = 0; at < size; i++, at += len) {
-		int r;
-
-		if (i % STEPS_A_LOOK == 0 && seconds() >= end)
-			break;
-		r = qs_disk_extent(raw->disk, at, size - at, &data, &len);
+	for (unsigned i = 0; at < size && !too_late(i, end); i++, at += len) {
+		int r = qs_disk_extent(raw->disk, at, size - at, &data, &len);
 
 		if (r)
 			return r;

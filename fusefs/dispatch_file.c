@@ -234,21 +234,6 @@ static void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t siz
 		fuse_reply_write(req, done);
 }
 
-static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
-                     struct fuse_file_info *fi)
-{
-	struct handle *h = dispatch_handle(fi);
-	off_t out = 0;
-	int r = -EINVAL;
-
-	if (h->ops->seek)
-		r = h->ops->seek(h, off, whence, &out);
-	if (r < 0)
-		dispatch_reply_err(req, r);
-	else
-		fuse_reply_lseek(req, out);
-}
-
 static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
                          struct fuse_file_info *fi)
 {
@@ -315,7 +300,6 @@ void dispatch_add_file_ops(struct fuse_lowlevel_ops *ops)
 #endif
 	ops->read = op_read;
 	ops->write = op_write;
-	ops->lseek = op_lseek;
 	ops->fallocate = op_fallocate;
 	ops->copy_file_range = op_copy_file_range;
 	ops->flush = op_flush;

@@ -4,8 +4,8 @@
  * A kind that says `slow` gets each mkdir, rmdir and setxattr run in a thread of its own, so that
  * the session, even a single-threaded one, serves other requests meanwhile: dropping a snapshot
  * waits for RELEASE requests, and so does making a checkpoint of it. One that says `costly` gets
- * that for getattr. fs->tasks counts these threads, and those of long reads; the teardown waits for
- * 0, and a thread's last access to fs is that decrement under tasks_lock.
+ * that for getattr and lseek. fs->tasks counts these threads, and those of long reads; the teardown
+ * waits for 0, and a thread's last access to fs is that decrement under tasks_lock.
  */
 #include <signal.h>
 #include <stdlib.h>
@@ -51,20 +51,33 @@ void dispatch_wait_tasks(struct fs *fs)
 		pthread_cond_wait(&fs->tasks_done, &fs->tasks_lock);
 }
 
-enum task_kind { TASK_GETATTR, TASK_MKDIR, TASK_RMDIR, TASK_SETXATTR };
+enum task_kind { TASK_GETATTR, TASK_LSEEK, TASK_MKDIR, TASK_RMDIR, TASK_SETXATTR };
 
 struct task {
 	fuse_req_t req;
 	struct node *node; /* a reference; the directory, or what has the attribute */
 	enum task_kind kind;
-	struct handle *handle; /* of getattr; the kernel does not release it before the reply */
-	mode_t mode;           /* of mkdir */
-	int flags;             /* this and the next two: of setxattr */
+	struct handle *handle; /* of getattr and lseek; the kernel releases it after the reply */
+	off_t off;             /* this and the next: of lseek */
+	int whence;
+	mode_t mode; /* of mkdir */
+	int flags;   /* this and the next two: of setxattr */
 	size_t size;
 	const char *value; /* behind the name */
 	struct caller who;
 	char name[];
 };
+
+static void seek(fuse_req_t req, struct handle *h, off_t off, int whence)
+{
+	off_t out = 0;
+	int r = h->ops->seek ? h->ops->seek(h, off, whence, &out) : -EINVAL;
+
+	if (r < 0)
+		dispatch_reply_err(req, r);
+	else
+		fuse_reply_lseek(req, out);
+}
 
 static void make_dir(fuse_req_t req, struct node *dir, const char *name, mode_t mode,
                      const struct caller *who)
@@ -101,6 +114,9 @@ static void *run_task(void *arg)
 	switch (t->kind) {
 	case TASK_GETATTR:
 		dispatch_reply_attr(t->req, t->node, t->handle);
+		break;
+	case TASK_LSEEK:
+		seek(t->req, t->handle, t->off, t->whence);
 		break;
 	case TASK_MKDIR:
 		make_dir(t->req, t->node, t->name, t->mode, &t->who);
@@ -155,6 +171,19 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 		dispatch_reply_attr(req, n, h);
 }
 
+static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+                     struct fuse_file_info *fi)
+{
+	struct handle *h = dispatch_handle(fi);
+
+	if (h->node->ops->costly)
+		slowly(
+		    req, h->node, "",
+		    &(struct task){.kind = TASK_LSEEK, .handle = h, .off = off, .whence = whence});
+	else
+		seek(req, h, off, whence);
+}
+
 static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 {
 	struct caller who = dispatch_caller(req);
@@ -192,6 +221,7 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 void dispatch_add_slow_ops(struct fuse_lowlevel_ops *ops)
 {
 	ops->getattr = op_getattr;
+	ops->lseek = op_lseek;
 	ops->mkdir = op_mkdir;
 	ops->rmdir = op_rmdir;
 	ops->setxattr = op_setxattr;

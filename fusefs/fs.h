@@ -138,7 +138,8 @@ struct node_ops {
 	                size_t size, int flags, const struct caller *who);
 	int (*removexattr)(struct fs *fs, struct node *node, const char *name);
 
-	/* getattr() tells more than a lookup, and may take seconds: it has a thread of its own. */
+	/* getattr() tells more than a lookup, and may take seconds, as may the seek() of an open
+	 * file: they have threads of their own. */
 	bool costly;
 	bool lasting; /* nothing of a node changes but by the renaming of its snapshot */
 	bool slow; /* mkdir, rmdir and setxattr may take seconds: dispatch.c gives them a thread of
