@@ -40,10 +40,15 @@ int link_changed(struct link *l, uint64_t first, unsigned count, uint64_t *bits)
 /* Of the clusters WANTED of L's disk, bits from cluster CHUNK * CHANGES_MAX on, those that are
  * known to read as zeros in the view of L without a look at their bytes: in ZERO. Both have
  * CHANGES_WORDS words, and WANTED has no bit beyond the disk's end. What was once said of a cluster
- * is said as long as L lives. The caller holds L's snapshot, and is a user of its disk. -EIO. */
+ * is said as long as L lives; after a restart too, if zeros_keep() was called. The caller holds L's
+ * snapshot, which is no checkpoint, and is a user of its disk. -EIO. */
 int zeros_bits(struct link *l, size_t chunk, const uint64_t *wanted, uint64_t *zero);
+/* Before anything of what was said is seen: puts it on storage. Errors are logged. */
+int zeros_keep(struct link *l);
 /* L is about to go. */
 void zeros_forget(struct link *l);
+/* Nobody will ask of L any more: its snapshot was dropped, or is a checkpoint. */
+void zeros_drop(struct link *l);
 
 /* How many clusters of L's disk there are from CHUNK * CHANGES_MAX on, CHANGES_MAX at the most. */
 static inline unsigned changes_count(const struct link *l, size_t chunk)

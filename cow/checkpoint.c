@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cow/changes.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/names.h"
@@ -104,6 +105,7 @@ static void sweep(struct ff_snap *snap)
 
 		if (!l)
 			continue;
+		zeros_drop(l);
 		needs_sweep(l->disk);
 		for (l = atomic_load(&l->disk->top); l && !r; l = l->older)
 			if (!l->snap)

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cow/changes.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
@@ -181,6 +182,9 @@ static void forget(struct ff_snap *snap, char *name)
 		fleece_dir_renamed(s, snap->dir, name);
 	unpublish(snap);
 	if (snap->links) {
+		for (size_t i = 0; i < snap->link_count; i++)
+			if (snap->links[i])
+				zeros_drop(snap->links[i]);
 		drop_collect(s, snap->links, snap->link_count);
 		lost_forget_missing(snap);
 	}

@@ -10,30 +10,16 @@
 #include <string.h>
 
 #include "cow/io.h"
+#include "cow/names.h"
 #include "cow/open_regular.h"
 #include "ff_util.h"
 
 enum { SCAN_BYTES = 65536 };
 
-char *ledger_path(const char *path)
-{
-	static const char image[] = ".qcow2";
-	size_t len = strlen(path);
-	char *out = malloc(len + sizeof "." LEDGER_SUFFIX);
-
-	if (!out)
-		return NULL;
-	if (len > strlen(image) && strcmp(path + len - strlen(image), image) == 0)
-		len -= strlen(image);
-	memcpy(out, path, len);
-	memcpy(out + len, "." LEDGER_SUFFIX, sizeof "." LEDGER_SUFFIX);
-	return out;
-}
-
 int ledger_open(int dirfd, const char *image_path, const struct ff_image_desc *desc,
                 uint64_t clusters, int flags, int *out)
 {
-	ff_autofree char *path = ledger_path(image_path);
+	ff_autofree char *path = names_beside(image_path, LEDGER_SUFFIX);
 	uint8_t head[LEDGER_SECTOR];
 	ff_autoclose int fd = -1;
 	int r = path ? open_regular(dirfd, path, flags, &fd) : -ENOMEM;

@@ -6,9 +6,6 @@
 
 #include "cow/ledger_format.h"
 
-/* The ledger's path of the image at PATH (REL-fleece-N.qcow2); malloc'd, NULL without memory. */
-char *ledger_path(const char *path);
-
 /* Opens the ledger of the image at IMAGE_PATH below DIRFD and checks its head. -EINVAL: it is
  * damaged, or another image's; -ENOENT. */
 int ledger_open(int dirfd, const char *image_path, const struct ff_image_desc *desc,

@@ -47,7 +47,8 @@ static bool reserved(const char *name, size_t len)
 	       is_name(name, len, NAMES_UNFINISHED) || is_name(name, len, NAMES_MAKING) ||
 	       is_name(name, len, NAMES_CHECKPOINT) || ends_with(name, len, ".qcow2") ||
 	       ends_with(name, len, ".xxh3") || ends_with(name, len, "." LEDGER_SUFFIX) ||
-	       ends_with(name, len, ".backing") || ends_with(name, len, ".tmp");
+	       ends_with(name, len, "." FF_SAID_SUFFIX) || ends_with(name, len, ".backing") ||
+	       ends_with(name, len, ".tmp");
 }
 
 /* NAME, cut so that EXTRA more bytes fit, with a hash; to OUT, which has room for 256 bytes. */
@@ -105,6 +106,16 @@ char *names_image(const char *rel, uint64_t seq)
 	}
 }
 
+char *names_beside(const char *path, const char *suffix)
+{
+	size_t len = strlen(path);
+	char *out;
+
+	if (ends_with(path, len, ".qcow2") && len > strlen(".qcow2"))
+		len -= strlen(".qcow2");
+	return asprintf(&out, "%.*s.%s", (int)len, path, suffix) < 0 ? NULL : out;
+}
+
 char *names_backing_image(const char *from, const char *dir, const char *image)
 {
 	size_t up = 1, n = 0, room;
@@ -151,7 +162,7 @@ bool names_ours(const char *name)
 		return true;
 	end = after_number(name);
 	return end && (strcmp(end, ".qcow2") == 0 || strcmp(end, ".xxh3") == 0 ||
-	               strcmp(end, "." LEDGER_SUFFIX) == 0);
+	               strcmp(end, "." LEDGER_SUFFIX) == 0 || strcmp(end, "." FF_SAID_SUFFIX) == 0);
 }
 
 bool names_is_systems(const char *name)

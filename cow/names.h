@@ -20,13 +20,17 @@ char *names_image(const char *rel, uint64_t seq);
 /* What makes a snapshot a checkpoint: see checkpoint.c. */
 #define NAMES_CHECKPOINT "~checkpoint"
 
+/* The path of what lies beside the image at PATH: its last ".qcow2", if it has one, gives way to a
+ * dot and SUFFIX. */
+char *names_beside(const char *path, const char *suffix);
+
 /* The backing file name in FROM's header (a path below FLEECE_DIR/ANY) that leads to IMAGE below
  * FLEECE_DIR/DIR. */
 char *names_backing_image(const char *from, const char *dir, const char *image);
 
 /* Could a file of this name have been made by a freeze: an image, also an unfinished one, its
- * checksums, its ledger, a symlink to a backing file, a manifest being written, the mark of a
- * snapshot that is being made, or a checkpoint's?
+ * checksums, its ledger, what was said of its zeros, a symlink to a backing file, a manifest being
+ * written, the mark of a snapshot that is being made, or a checkpoint's?
  */
 bool names_ours(const char *name);
 

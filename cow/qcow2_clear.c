@@ -99,7 +99,7 @@ static int cut(struct ff_image *img, int fd)
 	return r;
 }
 
-/* Gives the budget back what the image had beyond KEPT and its ledger. */
+/* Gives the budget back what the image had beyond KEPT and the files beside it. */
 static void charge_back(struct ff_image *img, uint64_t kept)
 {
 	const struct ledger *g;
@@ -107,7 +107,7 @@ static void charge_back(struct ff_image *img, uint64_t kept)
 
 	FF_GUARD(&img->ledger_lock); /* nothing else is charged meanwhile */
 	g = atomic_load(&img->ledger);
-	kept += g ? g->allocated : 0;
+	kept += (g ? g->allocated : 0) + atomic_load(&img->zeros_bytes);
 	had = atomic_load(&img->allocated);
 	image_charge_back(img, had > kept ? had - kept : 0);
 }

@@ -61,22 +61,6 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-/* PATH with ".qcow2" replaced by ".xxh3", or that appended. */
-static char *sums_path(const char *path)
-{
-	static const char image[] = ".qcow2", sums[] = ".xxh3";
-	size_t len = strlen(path);
-	char *out = malloc(len + sizeof sums);
-
-	if (!out)
-		return NULL;
-	if (len > strlen(image) && strcmp(path + len - strlen(image), image) == 0)
-		len -= strlen(image);
-	memcpy(out, path, len);
-	memcpy(out + len, sums, sizeof sums);
-	return out;
-}
-
 int image_new(int dirfd, const char *path, struct ff_image **out)
 {
 	struct ff_image *img = calloc(1, sizeof *img);
@@ -98,7 +82,7 @@ int image_new(int dirfd, const char *path, struct ff_image **out)
 	pthread_mutex_init(&img->ledger_lock, NULL);
 	pthread_cond_init(&img->flush_done, NULL);
 	img->path = strdup(path);
-	img->sums_path = sums_path(path);
+	img->sums_path = names_beside(path, "xxh3");
 	if (!img->path || !img->sums_path) {
 		ff_image_free(img);
 		return -ENOMEM;
@@ -310,7 +294,7 @@ void ff_image_free(struct ff_image *img)
 
 int ff_image_unlink(struct ff_image *img)
 {
-	ff_autofree char *ledger = ledger_path(img->path);
+	ff_autofree char *ledger = names_beside(img->path, LEDGER_SUFFIX);
 	int fd, r, beside;
 
 	/* who still reads must find the files open; nothing to read is no reason to keep them */
@@ -322,6 +306,12 @@ int ff_image_unlink(struct ff_image *img)
 	beside = io_unlinkat(img->dirfd, img->sums_path, 0);
 	if (ff_image_has_ledger(img)) {
 		r = ledger ? io_unlinkat(img->dirfd, ledger, 0) : -ENOMEM;
+		beside = beside && beside != -ENOENT ? beside : r;
+	}
+	if (atomic_load(&img->zeros_bytes)) {
+		ff_autofree char *said = names_beside(img->path, FF_SAID_SUFFIX);
+
+		r = said ? io_unlinkat(img->dirfd, said, 0) : -ENOMEM;
 		beside = beside && beside != -ENOENT ? beside : r;
 	}
 	r = io_unlinkat(img->dirfd, img->path, 0);

@@ -176,6 +176,36 @@ void ff_image_released_bits(const struct ff_image *img, uint64_t first, unsigned
  * or save, at the same time or later; marks and ledger stay. */
 int ff_image_clear(struct ff_image *img, bool durable);
 
+/* --- what was said of the zeros of its view: see qcow2_said.c, zeros.c --- */
+
+#define FF_SAID_SUFFIX "zeros" /* no longer than that of the image, which may fill a name */
+#define FF_SAID_WORDS  512u    /* of 64 clusters each: a chunk */
+
+enum ff_said_kind {
+	FF_SAID_DATA, /* no cluster of the chunk is known to be zeros, and that is final */
+	FF_SAID_ZERO, /* all of them are zeros */
+	FF_SAID_BITS, /* those in ZERO are zeros, the others final */
+	FF_SAID_SOME, /* the same of those in KNOWN */
+	FF_SAID_KINDS
+};
+
+struct ff_said {
+	uint64_t chunk;
+	enum ff_said_kind kind;
+	const uint64_t *known, *zero; /* FF_SAID_WORDS each, where the kind has them */
+};
+
+/* Calls FN for all that was added, in that order; *END is for what is to be added, 0: to a new
+ * file. -EIO, logged: it cannot be read. None of these three at the same time as another. */
+int ff_image_said_load(struct ff_image *img, int (*fn)(void *ctx, const struct ff_said *said),
+                       void *ctx, uint64_t *end);
+/* Adds to it, at *END, which moves on. -ENOSPC, -EDQUOT, -ENOMEM or -EIO, logged: nothing counts as
+ * added. */
+int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said *said, size_t count,
+                      bool durable);
+/* Nobody will ask any more. */
+void ff_image_said_forget(struct ff_image *img);
+
 /* Makes all that was saved durable. Callers at the same time share one flush. */
 int ff_image_flush(struct ff_image *img);
 

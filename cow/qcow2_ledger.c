@@ -35,6 +35,7 @@
 
 #include "cow/io.h"
 #include "cow/ledger_file.h"
+#include "cow/names.h"
 #include "cow/qcow2_private.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -107,7 +108,7 @@ int image_ledger_fd(struct ff_image *img, int *out)
 
 static int make_file(struct ff_image *img, bool durable, int *out)
 {
-	ff_autofree char *path = ledger_path(img->path);
+	ff_autofree char *path = names_beside(img->path, LEDGER_SUFFIX);
 	uint8_t head[LEDGER_SECTOR];
 	ff_autoclose int fd = -1;
 	int r = path ? io_unlinkat(img->dirfd, path, 0) : -ENOMEM;

@@ -350,6 +350,8 @@ static int load_all(struct load *ld)
 	if (!r)
 		r = image_ledger_load(ld->img, &ld->hash);
 	if (!r)
+		r = image_said_look(ld->img);
+	if (!r)
 		r = mend(ld);
 	ld->img->loaded_hash = ld->hash;
 	if (!r)

@@ -2,7 +2,8 @@
  * What the parts of one image share: qcow2_image.c (life, names, states; the essay is there),
  * qcow2_file.c (descriptors, flush), qcow2_alloc.c (host clusters, refcounts, tables),
  * qcow2_data.c (save, release), qcow2_read.c (read), qcow2_load.c (validation), qcow2_ledger.c
- * (changes without data), qcow2_clear.c (all data goes). Nothing else includes it.
+ * (changes without data), qcow2_clear.c (all data goes), qcow2_said.c (what was said of zeros).
+ * Nothing else includes it.
  */
 #ifndef FF_COW_QCOW2_PRIVATE_H
 #define FF_COW_QCOW2_PRIVATE_H
@@ -70,6 +71,8 @@ struct ff_image {
 	pthread_mutex_t ledger_lock;   /* making of the ledger, its bits; outside all others */
 	struct ledger *_Atomic ledger; /* NULL, then set once under ledger_lock; read without */
 	atomic_bool ledger_dirty;      /* written since its last flush began */
+
+	atomic_uint_fast64_t zeros_bytes; /* that the file of qcow2_said.c was charged; 0: none */
 
 	atomic_uint_fast64_t ahead; /* bytes that were read ahead, in all: see qcow2_read.c */
 	atomic_uint_fast64_t used;  /* bytes that were read because they were wanted, in all */
@@ -141,6 +144,10 @@ int image_ledger_load(struct ff_image *img, uint64_t *hash);
 /* Adds what the ledger's file says to *HASH. */
 int image_ledger_hash(struct ff_image *img, uint64_t *hash);
 void image_ledger_free(struct ff_image *img);
+
+/* --- qcow2_said.c --- */
+/* Counts the file beside the image, if there is one. -ENOMEM. */
+int image_said_look(struct ff_image *img);
 
 /* --- qcow2_read.c --- */
 #define IMAGE_ENTRIES 512u /* most clusters of one image_entries() */

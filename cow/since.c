@@ -2,9 +2,9 @@
  * A frozen disk as against an older snapshot: what of it changed, as ranges, as a sparse file and
  * as an image (since_image.c).
  *
- * All of these are made up when they are read and never change while the newer snapshot lives in
- * this mount, whatever guests write meanwhile: which clusters changed is fixed (changes.c), which
- * of them are zeros is settled once and kept (zeros.c), and their bytes are frozen. So nothing of
+ * All of these are made up when they are read and never change while the newer snapshot lives,
+ * whatever guests write meanwhile: which clusters changed is fixed (changes.c), which of them are
+ * zeros is settled once and kept (zeros.c), and their bytes are frozen. So nothing else of
  * an image needs to be kept but counts: how many clusters of data lie before each chunk of 32768
  * clusters, and which L2 tables it has; 24 bytes for each 128 MiB of disk with the smallest
  * clusters. They are made without reading the disk: what it costs to know them is a look at the
@@ -202,6 +202,8 @@ static int make(struct ff_since *s, const struct ff_since_pair *pair, const char
 		return r == -ENOMEM || r == -ENAMETOOLONG ? r : -EIO;
 	disk_use(c.new->disk);
 	r = count_all(s, &c, ff_image_desc(c.new->img)->cluster_size);
+	if (!r)
+		r = zeros_keep(c.new);
 	if (!r && atomic_load(&c.new->broken))
 		r = -EIO;
 	disk_unuse(c.new->disk);
@@ -257,6 +259,12 @@ int ff_since_make(const struct ff_since_pair *pair, const struct ff_frozen *dir,
 		return r;
 	}
 	flushed_both(new_hold, old_hold);
+	if (ff_snap_is_checkpoint(pair->new)) {
+		ff_error("%s: a checkpoint has no data to make an image from", rel);
+		release_both(new_hold, old_hold);
+		free(s);
+		return -EIO;
+	}
 	s->new = ff_snap_ref(pair->new);
 	s->old = pair->old ? ff_snap_ref(pair->old) : NULL;
 	s->f = f;

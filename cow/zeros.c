@@ -2,13 +2,19 @@
  * Which clusters of a frozen view read as zeros, without a look at their bytes: zero clusters of
  * images, what lies beyond a newer link's end, holes of the source.
  *
- * The last may change though the bytes do not: zeros written over a hole are saved nowhere. A file
- * that is made up with the answer in its layout must not change, so each answer is kept with its
- * link, from the first time that it was asked for: two bits a cluster, in chunks that are allocated
- * when needed. One that is known altogether needs one bit, and none if it is all data or all zeros.
- * So it is at most twice what marks take of which some are in each chunk; it is asked for clusters
- * that changed between two snapshots, which have such marks, or for a whole image. It cannot be
- * given up while the view lives, and goes with its link.
+ * The last may change though the bytes do not: zeros written over a hole are saved nowhere, and
+ * what is read of space that was only allocated is data for as long as it is in the page cache. A
+ * file that is made up with the answer in its layout must not change, not after a restart either:
+ * who goes on then with a copy that was cut short would have a part of each. So each answer is kept
+ * with its link, from the first time that it was asked for: two bits a cluster, in chunks that are
+ * allocated when needed. One that is known altogether needs one bit, and none if it is all data or
+ * all zeros. So it is at most twice what marks take of which some are in each chunk; it is asked
+ * for clusters that changed between two snapshots, which have such marks, or for a whole image.
+ *
+ * They stand beside the image as well (qcow2_said.c), from before the first use that is made of
+ * them: zeros_keep() puts there what is fresh, of whoever asked, and who makes something up lets
+ * nobody see it before. What stands there is loaded when it is first asked for. All of it cannot
+ * be given up while the view can be read, and goes when that is dropped or given up.
  *
  * Only "zeros" needs proof; what is called data is read anyway. A hole of the source is one of the
  * view if the cluster is still the source's after the hole was seen (frozen readers reason in the
@@ -23,10 +29,10 @@
 #include <string.h>
 
 #include "cow/changes.h"
-#include "cow/io.h"
 #include "ff_util.h"
 
 enum { KINDS = 512 };
+_Static_assert(FF_SAID_WORDS == CHANGES_WORDS, "a chunk is one on storage, too");
 
 enum chunk_state {
 	CHUNK_BITS, /* as bits say; without any: nothing is known */
@@ -51,6 +57,9 @@ struct zero_map {
 	size_t count;         /* constant */
 	uint8_t *state;
 	struct chunk **chunks;
+	bool *fresh;     /* by chunk: something of it is not on storage yet */
+	bool loaded;     /* what is on storage is here */
+	uint64_t stored; /* where that ends */
 	struct extent extent;
 };
 
@@ -76,6 +85,7 @@ static void map_free(struct zero_map *m)
 		chunk_free(m->chunks[i]);
 	free(m->chunks);
 	free(m->state);
+	free(m->fresh);
 	pthread_mutex_destroy(&m->lock);
 	free(m);
 }
@@ -86,6 +96,12 @@ void zeros_forget(struct link *l)
 
 	if (m)
 		map_free(m);
+}
+
+void zeros_drop(struct link *l)
+{
+	zeros_forget(l);
+	ff_image_said_forget(l->img);
 }
 
 static int map_of(struct link *l, struct zero_map **out)
@@ -100,7 +116,8 @@ static int map_of(struct link *l, struct zero_map **out)
 		m->count = (size_t)ff_div_up(l->clusters, CHANGES_MAX);
 		m->state = calloc(m->count + 1, 1);
 		m->chunks = calloc(m->count + 1, sizeof *m->chunks);
-		if (!m->state || !m->chunks) {
+		m->fresh = calloc(m->count + 1, sizeof *m->fresh);
+		if (!m->state || !m->chunks || !m->fresh) {
 			map_free(m);
 			return -ENOMEM;
 		}
@@ -112,6 +129,83 @@ static int map_of(struct link *l, struct zero_map **out)
 	*out = m;
 	return 0;
 }
+
+/* --- what is on storage --- */
+
+/* The last one of a chunk is the one that counts. */
+static int take(void *ctx, const struct ff_said *said)
+{
+	struct zero_map *m = ctx;
+	struct chunk **at = &m->chunks[said->chunk];
+
+	chunk_free(ff_take_ptr(at));
+	m->state[said->chunk] = said->kind == FF_SAID_DATA   ? CHUNK_DATA
+	                        : said->kind == FF_SAID_ZERO ? CHUNK_ZERO
+	                                                     : CHUNK_BITS;
+	if (m->state[said->chunk] != CHUNK_BITS)
+		return 0;
+	if (!(*at = chunk_new()))
+		return -ENOMEM;
+	memcpy((*at)->zero, said->zero, sizeof(*at)->zero);
+	if (said->kind == FF_SAID_SOME)
+		memcpy((*at)->known, said->known, sizeof(*at)->zero);
+	else
+		free(ff_take_ptr(&(*at)->known));
+	return 0;
+}
+
+/* Lock: the map's. */
+static int load(struct zero_map *m, struct link *l)
+{
+	int r = m->loaded ? 0 : ff_image_said_load(l->img, take, m, &m->stored);
+
+	m->loaded = !r;
+	return r;
+}
+
+static struct ff_said said_of(const struct zero_map *m, size_t i)
+{
+	const struct chunk *c = m->chunks[i];
+
+	return (struct ff_said){
+	    .chunk = i,
+	    .kind = m->state[i] == CHUNK_DATA   ? FF_SAID_DATA
+	            : m->state[i] == CHUNK_ZERO ? FF_SAID_ZERO
+	            : c->known                  ? FF_SAID_SOME
+	                                        : FF_SAID_BITS,
+	    .known = c ? c->known : NULL,
+	    .zero = c ? c->zero : NULL,
+	};
+}
+
+int zeros_keep(struct link *l)
+{
+	bool durable = l->disk->store->cfg.durable || atomic_load(&l->disk->durable);
+	ff_autofree struct ff_said *said = NULL;
+	struct zero_map *m = atomic_load(&l->zeros);
+	size_t n = 0, fresh = 0;
+	int r;
+
+	if (!m)
+		return 0;
+	FF_GUARD(&m->lock);
+	for (size_t i = 0; i < m->count; i++)
+		fresh += m->fresh[i];
+	if (!fresh)
+		return 0;
+	said = calloc(fresh, sizeof *said);
+	if (!said)
+		return -ENOMEM;
+	for (size_t i = 0; i < m->count; i++)
+		if (m->fresh[i])
+			said[n++] = said_of(m, i);
+	r = ff_image_said_add(l->img, &m->stored, said, n, durable);
+	for (size_t i = 0; !r && i < m->count; i++)
+		m->fresh[i] = false;
+	return r;
+}
+
+/* --- finding out --- */
 
 /* Asks the source about the byte at OFF, unless that is known. */
 static int look(struct link *l, uint64_t off, struct extent *e)
@@ -236,6 +330,7 @@ static int learn(struct zero_map *m, struct link *l, size_t i, unsigned count,
 		return 0;
 	if (!c && !(c = m->chunks[i] = chunk_new()))
 		return -ENOMEM;
+	m->fresh[i] = true;
 	for (unsigned at = 0, to; !r && (at = bits_find(missing, at, count, true)) < count;
 	     at = to) {
 		unsigned token = barrier_enter(reads);
@@ -259,7 +354,9 @@ int zeros_bits(struct link *l, size_t chunk, const uint64_t *wanted, uint64_t *z
 	if (chunk >= m->count)
 		return -EINVAL;
 	FF_GUARD(&m->lock);
-	r = learn(m, l, chunk, changes_count(l, chunk), wanted);
+	r = load(m, l);
+	if (!r)
+		r = learn(m, l, chunk, changes_count(l, chunk), wanted);
 	for (unsigned w = 0; !r && w < CHANGES_WORDS; w++)
 		zero[w] = m->state[chunk] == CHUNK_ZERO   ? wanted[w]
 		          : m->state[chunk] == CHUNK_DATA ? 0

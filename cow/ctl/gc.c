@@ -127,29 +127,23 @@ static void removed(struct gc *g, const char *path, uint64_t bytes, int r)
 /* The files beside it first: while the image is there, it leads to all. */
 static void remove_image(struct gc *g, const struct inv_image *img)
 {
-	ff_autofree char *sums = NULL, *ledger = ledger_path(img->path);
+	static const char *const beside[] = {"xxh3", LEDGER_SUFFIX, FF_SAID_SUFFIX};
 	int dir = g->place.fleece_fd, r = 0;
 	uint64_t bytes = img->allocated;
-	struct statx sx;
 
-	if (asprintf(&sums, "%.*s.xxh3", (int)(strlen(img->path) - strlen(".qcow2")), img->path) <
-	    0)
-		sums = NULL;
-	if (!sums || !ledger) {
-		removed(g, img->path, 0, -ENOMEM);
-		return;
+	for (size_t i = 0; !r && i < FF_ARRAY_SIZE(beside); i++) {
+		ff_autofree char *path = names_beside(img->path, beside[i]);
+		struct statx sx;
+
+		r = path ? 0 : -ENOMEM;
+		if (!r && !io_statx(dir, path, &sx))
+			bytes += sx.stx_blocks * 512;
+		if (!r && !g->dry)
+			r = io_unlinkat(dir, path, 0);
+		r = r == -ENOENT ? 0 : r;
 	}
-	if (!io_statx(dir, sums, &sx))
-		bytes += sx.stx_blocks * 512;
-	if (!io_statx(dir, ledger, &sx))
-		bytes += sx.stx_blocks * 512;
-	if (!g->dry) {
-		r = io_unlinkat(dir, sums, 0);
-		if (!r || r == -ENOENT)
-			r = io_unlinkat(dir, ledger, 0);
-		if (!r || r == -ENOENT)
-			r = io_unlinkat(dir, img->path, 0);
-	}
+	if (!r && !g->dry)
+		r = io_unlinkat(dir, img->path, 0);
 	removed(g, img->path, bytes, r);
 }
 

@@ -7,7 +7,7 @@ Each night something happens to the disks (writes, zeros, holes, growing, shrink
 deleting, new ones, hard links, writes of what is there already), then a snapshot is made, and copied
 twice, as increments to some older one that is still there, while a thread goes on writing: both
 copies have the same bytes. Old snapshots are dropped, or made checkpoints, at random, the daemon is killed or mounted
-anew, with another cluster size. In the end qemu-img reads each copy of each disk as that was frozen;
+anew, with another cluster size; then copies that can be made once more come out the same again. In the end qemu-img reads each copy of each disk as that was frozen;
 what the copies have allocated are clusters that were touched, and all that differ.
 """
 
@@ -77,6 +77,7 @@ class Life:
         self.frozen = {}  # snapshot: {path: (Disk, bytes)}
         self.base = {}  # snapshot: the one its copy is an increment to, "-"
         self.alive = []
+        self.given_up = set()  # snapshots of which not all can be read
         self.numbers = 0
         self.daemon = None
         self.counts = collections.Counter()
@@ -306,6 +307,7 @@ class Life:
         if not paths or os.getxattr(snapshot, "user.fleecefs.state") != b"ok":
             return
         path = self.rng.choice(paths)
+        self.given_up.add(os.path.basename(snapshot))
         size = len(self.frozen[os.path.basename(snapshot)][path][1])
         os.setxattr(os.path.join(snapshot, path), "user.fleecefs.consume", b"1")
         off = self.rng.randrange(size) & -65536
@@ -321,7 +323,25 @@ class Life:
         kill = self.rng.random() < 0.5
         self.counts["kills" if kill else "mounts"] += 1
         self.unmount(kill)
+        if self.rng.random() < 0.5:
+            for name in set(self.disks):
+                run("dd", "if=" + os.path.join(self.src, name), "iflag=nocache", "count=0", "status=none")
         self.mount()
+        self.copy_again()
+
+    def copy_again(self):
+        """What was copied before this mount comes out the same."""
+        again = os.path.join(self.dir, "again")
+        for name in self.alive:
+            snapshot, base = os.path.join(self.mnt, "snapshots", name), self.base[name]
+            if base not in self.alive + ["-"] or name in self.given_up:
+                continue
+            if os.getxattr(snapshot, "user.fleecefs.state") != b"ok":
+                continue
+            shutil.copytree(os.path.join(snapshot, ".since", base), again, copy_function=copy_uncached)
+            self.same(os.path.join(self.copies, name), again)
+            shutil.rmtree(again)
+            self.counts["copied again"] += 1
 
     # --- the end ---
     def check(self, name):

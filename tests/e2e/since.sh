@@ -189,6 +189,28 @@ stat "$snaps/sat/.since/-/"* >/dev/null
 [ $(($(status sat read_bytes) - read_before)) -le 8192 ] || fail "the layout reads the disk"
 umount_fs
 
+step "a copy that was cut short goes on after a restart, whatever became of holes meanwhile"
+mount_fs
+truncate -s 4M "$mnt/cut"
+scratch "$mnt/cut" 0 1000000
+scratch "$mnt/cut" 3000000 1000000
+dd if=/dev/zero of="$mnt/cut" bs=64k count=4 seek=8 conv=notrunc status=none # zeros that are data
+mkdir "$snaps/sun"
+mkdir "$tmp/resumed"
+head -c 700000 "$snaps/sun/.since/-/cut.qcow2" >"$tmp/resumed/cut.qcow2"
+cat "$snaps/sun/.since/-/cut.qcow2" >"$tmp/cut"
+dd if=/dev/zero of="$mnt/cut" bs=64k count=4 seek=24 conv=notrunc status=none
+fallocate -p -o $((8 * 65536)) -l 262144 "$mnt/cut"
+forget "$src/cut"
+umount_fs
+mount_fs
+rsync -a --append "$snaps/sun/.since/-/cut.qcow2" "$tmp/resumed"
+cmp "$tmp/cut" "$tmp/resumed/cut.qcow2"
+reads_as "$tmp/resumed/cut.qcow2" "$snaps/sun/cut"
+rm "$mnt/cut"
+rmdir "$snaps/sun"
+umount_fs
+
 step "another pattern for the older image's name"
 for bad in '' '%' 'a%x'; do
 	! "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" --backing="$bad" 2>/dev/null || fail "--backing=$bad is taken"

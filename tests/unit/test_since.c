@@ -1,7 +1,7 @@
 /*
  * What changed between two snapshots stays what it was said to be first: whatever saves of before
  * the newer snapshot are still under way when it is asked for, whatever holes of the source are
- * filled with zeros after it, whichever snapshots in between are dropped.
+ * filled with zeros after it, whichever snapshots in between are dropped, and after a restart.
  *
  * The linker puts this file's io_pread() in the place of that of cow/io.h, to hold a save up.
  */
@@ -11,11 +11,14 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "cow/io.h"
+#include "ff_util.h"
 #include "fixture.h"
 
 enum { SIZE = 1 << 20, CLUSTER = 4096, ROOM = 4 << 20 };
@@ -193,8 +196,174 @@ Test(since, zeros_over_holes, .init = setup, .fini = teardown, .timeout = 60)
 	write_at(50 * CLUSTER, CLUSTER, 'z');
 	expect_same(first, read_image("new", "old"));
 	expect_same(whole, read_image("new", NULL));
+	/* saved by now, or zeros that are data */
+	fixture_close(&fx);
+	fixture_open(&fx);
+	expect_same(first, read_image("new", "old"));
+	expect_same(whole, read_image("new", NULL));
 	free(first.bytes);
 	free(whole.bytes);
+}
+
+/* The file that has what was said of the zeros of NEW's view. */
+static void said_path(char *out, size_t size)
+{
+	snprintf(out, size, "%s/new/a-fleece-2.zeros", fx.fleece);
+}
+
+static off_t said_size(void)
+{
+	char path[200];
+	struct stat st;
+
+	said_path(path, sizeof path);
+	return stat(path, &st) ? -errno : st.st_size;
+}
+
+/* A byte at OFF that is wrong, or the file cut there. */
+static void damage_said(off_t off, bool cut)
+{
+	char path[200], byte;
+	int fd;
+
+	said_path(path, sizeof path);
+	fd = open(path, O_RDWR);
+	cr_assert(fd >= 0);
+	cr_assert_eq(pread(fd, &byte, 1, off), 1);
+	byte ^= 0x10;
+	cr_assert_eq(cut ? ftruncate(fd, off) : pwrite(fd, &byte, 1, off) - 1, 0);
+	close(fd);
+}
+
+/* A hole that is filled with zeros between two mounts, and a cluster with data that becomes one. */
+static void turn_over(void)
+{
+	write_at(100 * CLUSTER, 5 * CLUSTER, 0);
+	punch(110 * CLUSTER, 5 * CLUSTER);
+}
+
+static void two_views(void)
+{
+	write_at(110 * CLUSTER, 5 * CLUSTER, 0);
+	punch(100 * CLUSTER, 10 * CLUSTER);
+	cr_assert_eq(ff_store_freeze(fx.store, "old", 0), 0);
+	write_at(50 * CLUSTER, CLUSTER, 'x');
+	cr_assert_eq(ff_store_freeze(fx.store, "new", 0), 0);
+}
+
+Test(since, same_size_other_bytes, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct image first;
+	struct stat before;
+	char path[200];
+
+	two_views();
+	first = read_image("new", NULL);
+	turn_over();
+	fixture_close(&fx);
+	fixture_open(&fx);
+	expect_same(first, read_image("new", NULL));
+	/* more is known of the chunk now, and the same of what was said */
+	free(read_image("new", "old").bytes);
+	expect_same(first, read_image("new", NULL));
+	free(first.bytes);
+	/* it is beside the image for as long as there is a view to read */
+	said_path(path, sizeof path);
+	cr_assert_eq(stat(path, &before), 0);
+	cr_assert_eq(ff_store_drop(fx.store, "new"), 0);
+	cr_assert_eq(stat(path, &before), -1);
+	cr_assert_eq(count_images(&fx), 1);
+}
+
+Test(since, piecewise, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct image first, whole;
+	off_t size;
+
+	two_views();
+	first = read_image("new", "old");
+	size = said_size();
+	cr_assert(size > 0);
+	fixture_close(&fx);
+	fixture_open(&fx);
+	whole = read_image("new", NULL);
+	cr_assert(said_size() > size, "what is new of the chunk was not added");
+	turn_over();
+	size = said_size();
+	fixture_close(&fx);
+	fixture_open(&fx);
+	expect_same(first, read_image("new", "old"));
+	expect_same(whole, read_image("new", NULL));
+	cr_assert_eq(said_size(), size, "what was known was added again");
+	free(first.bytes);
+	free(whole.bytes);
+}
+
+Test(since, damaged_zeros, .init = setup, .fini = teardown, .timeout = 60)
+{
+	static const struct {
+		off_t off;
+		bool cut;
+	} cases[] = {{3, false}, {40, false}, {50, false}, {4200, false},
+	             {10, true}, {32, true},  {60, true}};
+	struct image again, once;
+
+	two_views();
+	free(read_image("new", "old").bytes);
+	for (size_t i = 0; i < FF_ARRAY_SIZE(cases); i++) {
+		fixture_close(&fx);
+		damage_said(cases[i].off, cases[i].cut);
+		fixture_open(&fx);
+		/* it may be another one, but stays what it is then */
+		again = read_image("new", "old");
+		fixture_close(&fx);
+		fixture_open(&fx);
+		once = read_image("new", "old");
+		expect_same(again, once);
+		free(again.bytes);
+	}
+}
+
+Test(since, no_place_for_zeros, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_since *s;
+	char path[200];
+
+	two_views();
+	said_path(path, sizeof path);
+	cr_assert_eq(mkdir(path, 0700), 0);
+	cr_assert_eq(make("new", NULL, &s), -EIO, "it could come out otherwise after a restart");
+	cr_assert_eq(rmdir(path), 0);
+	cr_assert_eq(make("new", NULL, &s), 0);
+	ff_since_free(s);
+	cr_assert(said_size() > 0, "what was found out before was not kept");
+}
+
+Test(since, budget_of_zeros, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_store_status before, after;
+	struct ff_snap *snap;
+
+	two_views();
+	ff_store_status(fx.store, &before);
+	free(read_image("new", NULL).bytes);
+	ff_store_status(fx.store, &after);
+	cr_assert_gt(after.used_bytes, before.used_bytes);
+	before = after;
+	fixture_close(&fx);
+	fixture_open(&fx);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes, before.used_bytes);
+	cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+	cr_assert_eq(ff_snap_checkpoint(snap), 0);
+	ff_snap_put(snap);
+	ff_store_status(fx.store, &after);
+	cr_assert_lt(after.used_bytes, before.used_bytes);
+	cr_assert_eq(said_size(), -ENOENT, "a checkpoint keeps what nobody can read");
+	cr_assert_eq(ff_store_drop(fx.store, "old"), 0);
+	cr_assert_eq(ff_store_drop(fx.store, "new"), 0);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes, 0);
 }
 
 Test(since, snapshots_between, .init = setup, .fini = teardown, .timeout = 60)
