@@ -8,22 +8,29 @@
  *
  * A mount whose process died stays, and answers every call with ENOTCONN. If it is of our type it
  * is in the way of nothing but the new mount: it is detached.
+ *
+ * Nor may SOURCE lie inside that of another mount, or around it, as far as the mounts that are seen
+ * from here tell. (Two of the same SOURCE are told apart by a lock: see cow/guard.c.)
  */
 #include "fusefs/mountpoint.h"
 
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #include "ff_log.h"
 #include "ff_util.h"
 
 extern char **environ;
+
+#define TYPE "fuse.fleecefs"
 
 /* Undoes the octal escapes of /proc/self/mountinfo, in place. */
 static void unescape(char *s)
@@ -41,33 +48,70 @@ static void unescape(char *s)
 	*to = '\0';
 }
 
-/* Is the topmost mount at PATH of type fuse.fleecefs? */
-static bool is_ours(const char *path)
+/* A line of mountinfo: the words that matter, which stand in `line`. */
+struct mount_line {
+	char *line;
+	size_t size;
+	char *at, *type, *source;
+};
+
+/* Takes the line apart; false: it is no such line. */
+static bool take_apart(struct mount_line *m)
+{
+	char *rest = NULL, *word, *dash = strstr(m->line, " - ");
+
+	if (!dash)
+		return false;
+	*dash = '\0';
+	word = strtok_r(m->line, " ", &rest);
+	for (int i = 0; i < 4 && word; i++)
+		word = strtok_r(NULL, " ", &rest);
+	m->at = word;
+	m->type = strtok_r(dash + 3, " ", &rest);
+	m->source = strtok_r(NULL, " ", &rest);
+	if (!m->at || !m->type || !m->source)
+		return false;
+	unescape(m->at);
+	unescape(m->source);
+	return true;
+}
+
+/* Calls FN for each mount, lowest first, until it returns false. */
+static void each_mount(bool (*fn)(void *ctx, const struct mount_line *m), void *ctx)
 {
 	FILE *f = fopen("/proc/self/mountinfo", "re");
-	ff_autofree char *line = NULL;
-	size_t size = 0;
-	bool ours = false;
+	struct mount_line m = {0};
 
 	if (!f)
-		return false;
-	while (getline(&line, &size, f) > 0) {
-		char *type = strstr(line, " - "), *at = line, *end;
-
-		for (int i = 0; i < 4 && at; i++) {
-			at = strchr(at, ' ');
-			at = at ? at + 1 : NULL;
-		}
-		end = at ? strchr(at, ' ') : NULL;
-		if (!type || !end)
-			continue;
-		*end = '\0';
-		unescape(at);
-		if (!strcmp(at, path))
-			ours = !strncmp(type + 3, "fuse.fleecefs ", 14);
-	}
+		return;
+	while (getline(&m.line, &m.size, f) > 0)
+		if (take_apart(&m) && !fn(ctx, &m))
+			break;
+	free(m.line);
 	fclose(f);
-	return ours;
+}
+
+struct topmost {
+	const char *path;
+	bool ours;
+};
+
+static bool look_at(void *ctx, const struct mount_line *m)
+{
+	struct topmost *t = ctx;
+
+	if (!strcmp(m->at, t->path))
+		t->ours = !strcmp(m->type, TYPE);
+	return true;
+}
+
+/* Is the topmost mount at PATH one of fleecefs? */
+static bool is_ours(const char *path)
+{
+	struct topmost t = {path, false};
+
+	each_mount(look_at, &t);
+	return t.ours;
 }
 
 static bool detach(const char *path)
@@ -191,6 +235,43 @@ static int check_fleece_dir(const char *dir, const struct places *p)
 	return -EINVAL;
 }
 
+struct neighbour {
+	const struct places *p;
+	char *source; /* one that lies around ours, or inside; owned */
+};
+
+static bool is_neighbour(void *ctx, const struct mount_line *m)
+{
+	struct neighbour *n = ctx;
+
+	if (strcmp(m->type, TYPE) != 0 ||
+	    (!is_below(m->source, n->p->source) && !is_below(n->p->source, m->source)))
+		return true;
+	n->source = strdup(m->source);
+	return !n->source;
+}
+
+/* Of two mounts that share disks each changes them behind the other's back. Not so where ours are
+ * those of the other's mount: they are on FUSE. */
+static int check_neighbours(const struct options *o, const struct places *p)
+{
+	struct neighbour n = {.p = p};
+	struct statfs st;
+
+	if (!o->source_lock || (fstatfs(p->source_fd, &st) == 0 && st.f_type == FUSE_SUPER_MAGIC))
+		return 0;
+	each_mount(is_neighbour, &n);
+	if (!n.source)
+		return 0;
+	ff_error(
+	    "%s: another fleecefs has %s mounted, and neither would see what the other changes: "
+	    "unmount that first, or see to it with exclude that no snapshot has both's "
+	    "disks, and mount with --source-lock=off",
+	    p->source, n.source);
+	free(n.source);
+	return -EBUSY;
+}
+
 int places_find(const struct options *o, struct places *out)
 {
 	int r;
@@ -216,7 +297,9 @@ int places_find(const struct options *o, struct places *out)
 	r = o->fleece_dir ? check_fleece_dir(o->fleece_dir, out) : 0;
 	if (r == 0)
 		r = check_fuse();
-	return r < 0 ? r : open_source(o, out);
+	if (r == 0)
+		r = open_source(o, out);
+	return r < 0 ? r : check_neighbours(o, out);
 }
 
 void places_free(struct places *p)

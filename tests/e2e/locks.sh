@@ -39,6 +39,20 @@ mount --bind "$src" "$tmp/bound"
 second "$tmp/bound" "$tmp/mnt2" --fleece-dir="$tmp/other"
 umount "$tmp/bound"
 
+step "nor on one inside it, or around it; on the mount it is right"
+second "$src/dir" "$tmp/mnt2" --fleece-dir="$tmp/other"
+mkdir "$tmp/space b" "$tmp/space b/inner"
+timeout 30 "$fleecefs" "$tmp/space b/inner" "$tmp/mnt2" --fleece-dir="$tmp/other" </dev/null
+mkdir "$tmp/mnt3" "$tmp/third"
+! timeout 30 "$fleecefs" "$tmp/space b" "$tmp/mnt3" --fleece-dir="$tmp/third" </dev/null >"$tmp/out" 2>&1 || fail "a SOURCE around another's"
+grep -q "another fleecefs has $tmp/space b/inner mounted" "$tmp/out" || fail "$(cat "$tmp/out")"
+timeout 30 "$fleecefs" "$tmp/space b" "$tmp/mnt3" --fleece-dir="$tmp/third" --source-lock=off </dev/null
+umount_fs "$tmp/mnt3"
+umount_fs "$tmp/mnt2"
+timeout 30 "$fleecefs" "$mnt/dir" "$tmp/mnt2" --fleece-dir="$tmp/other" </dev/null
+writes "$tmp/mnt2/b.img" || fail "on another's mount: $(cat "$tmp/out")"
+umount_fs "$tmp/mnt2"
+
 step "QEMU cannot write to a source; to the mount it can; reading is free"
 refused "$src/a.img"
 refused "$src/dir/b.img"
