@@ -60,8 +60,10 @@ int lost_note(struct ff_store *s, const struct identity *id, uint64_t seq, bool 
 
 	note_path(s, id, seq, path);
 	if (!r)
-		r = io_openat(dir, strrchr(path, '/') + 1, O_WRONLY | O_CREAT | O_NOFOLLOW, 0600,
-		              &fd);
+		r = io_openat(dir, strrchr(path, '/') + 1, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
+		              0600, &fd);
+	if (r == -EEXIST) /* that there is one says it all */
+		r = 0;
 	return !r && durable ? io_fsync(dir) : r;
 }
 

@@ -24,10 +24,12 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"
+#include "cow/open_regular.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
-#define ALIVE ".alive"
+#define ALIVE     ".alive"
+#define ALIVE_TMP ".alive.tmp"
 
 enum { SLACK_S = 10, LENGTH = 21 /* of the text */ };
 
@@ -36,21 +38,36 @@ static int is_durable(struct ff_disk *d, void *ctx)
 	return atomic_load(&d->durable);
 }
 
+/* A new file in the place of the last daemon's, or of whatever lies there: that is not opened, for
+ * it may be anything. */
+static int replace(struct ff_store *s, const char *text, int *out)
+{
+	ff_autoclose int fd = -1;
+	int r = io_unlinkat(s->fleece_fd, ALIVE_TMP, 0);
+
+	if (!r || r == -ENOENT)
+		r = io_openat(s->fleece_fd, ALIVE_TMP, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
+		              0600, &fd);
+	if (!r)
+		r = io_pwrite(fd, text, strlen(text), 0);
+	if (!r)
+		r = io_renameat(s->fleece_fd, ALIVE_TMP, s->fleece_fd, ALIVE, 0);
+	if (!r)
+		*out = ff_take_fd(&fd);
+	return r;
+}
+
 static int write_time(struct ff_store *s)
 {
 	struct timespec now;
 	char text[24];
-	int r = 0;
+	int r;
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	s->pulse_time = FF_MAX(s->pulse_time, (int64_t)now.tv_sec);
-	if (s->pulse_fd < 0)
-		r = io_openat(s->fleece_fd, ALIVE, O_WRONLY | O_CREAT | O_NOFOLLOW, 0600,
-		              &s->pulse_fd);
-	if (!r) {
-		snprintf(text, sizeof text, "%020lld\n", (long long)s->pulse_time);
-		r = io_pwrite(s->pulse_fd, text, strlen(text), 0);
-	}
+	snprintf(text, sizeof text, "%020lld\n", (long long)s->pulse_time);
+	r = s->pulse_fd < 0 ? replace(s, text, &s->pulse_fd)
+	                    : io_pwrite(s->pulse_fd, text, strlen(text), 0);
 	if (!r && disk_each(s, is_durable, NULL))
 		r = io_fdatasync(s->pulse_fd);
 	return r;
@@ -93,7 +110,7 @@ int pulse_last(struct ff_store *s, int64_t *until)
 	char text[24], *end;
 	long long then;
 	size_t got = 0;
-	int r = io_openat(s->fleece_fd, ALIVE, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0, &fd);
+	int r = open_regular(s->fleece_fd, ALIVE, O_RDONLY, &fd);
 
 	*until = INT64_MAX;
 	if (r == -ENOENT)

@@ -333,7 +333,8 @@ static int take_dir(struct reading *rd, const char *name, const struct statx *sx
 static bool is_temporary(const char *name)
 {
 	return strcmp(name, ".source.tmp") == 0 || strcmp(name, ".session.tmp") == 0 ||
-	       strcmp(name, ".clean.tmp") == 0 || strcmp(name, ".known.tmp") == 0;
+	       strcmp(name, ".clean.tmp") == 0 || strcmp(name, ".known.tmp") == 0 ||
+	       strcmp(name, ".alive.tmp") == 0;
 }
 
 int inventory_read(int fleece_fd, struct inventory *out)

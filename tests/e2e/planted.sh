@@ -93,10 +93,10 @@ for kind in link dirlink dangling fifo device socket dir empty; do
 	done
 done
 
-step "in the place of .lock, .session, .clean, .known, .source and their temporary files"
+step "in the place of .lock, .session, .clean, .known, .alive, .source and their temporary files"
 for kind in link dirlink dangling fifo device dir hard; do
 	# one temporary file is made as the other
-	for name in .lock .session .session.tmp .clean .known .source; do
+	for name in .lock .session .session.tmp .clean .known .alive .alive.tmp .source; do
 		plant $kind "$fleece/$name"
 		status=0
 		timeout 20 "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" </dev/null >"$tmp/log" 2>&1 || status=$?
