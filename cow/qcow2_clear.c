@@ -107,7 +107,7 @@ static void charge_back(struct ff_image *img, uint64_t kept)
 
 	FF_GUARD(&img->ledger_lock); /* nothing else is charged meanwhile */
 	g = atomic_load(&img->ledger);
-	kept += (g ? g->allocated : 0) + atomic_load(&img->zeros_bytes);
+	kept += (g ? g->allocated : 0) + atomic_load(&img->said_charged);
 	had = atomic_load(&img->allocated);
 	image_charge_back(img, had > kept ? had - kept : 0);
 }

@@ -308,7 +308,7 @@ int ff_image_unlink(struct ff_image *img)
 		r = ledger ? io_unlinkat(img->dirfd, ledger, 0) : -ENOMEM;
 		beside = beside && beside != -ENOENT ? beside : r;
 	}
-	if (atomic_load(&img->zeros_bytes)) {
+	if (atomic_load(&img->has_said)) {
 		ff_autofree char *said = names_beside(img->path, FF_SAID_SUFFIX);
 
 		r = said ? io_unlinkat(img->dirfd, said, 0) : -ENOMEM;

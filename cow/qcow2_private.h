@@ -72,7 +72,8 @@ struct ff_image {
 	struct ledger *_Atomic ledger; /* NULL, then set once under ledger_lock; read without */
 	atomic_bool ledger_dirty;      /* written since its last flush began */
 
-	atomic_uint_fast64_t zeros_bytes; /* that the file of qcow2_said.c was charged; 0: none */
+	atomic_bool has_said;              /* there may be a file of qcow2_said.c's */
+	atomic_uint_fast64_t said_charged; /* bytes of it that were charged */
 
 	atomic_uint_fast64_t ahead; /* bytes that were read ahead, in all: see qcow2_read.c */
 	atomic_uint_fast64_t used;  /* bytes that were read because they were wanted, in all */

@@ -18,8 +18,11 @@
  * after it count for nothing, with a warning, and so does a head that is not ours: what is said
  * anew may then differ, and what is made up from it. No frozen byte depends on it.
  *
- * No state but zeros_bytes, what the file counts for in the budget. Calls for one image come one
- * after the other.
+ * It counts in the budget, but is not refused for that: who copies what was frozen frees storage
+ * the sooner, and this is little. What the budget did not take counts from the next load on.
+ *
+ * No state but has_said, that there may be a file, and said_charged, what it counts for. Calls for
+ * one image come one after the other.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -181,7 +184,7 @@ int ff_image_said_load(struct ff_image *img, int (*fn)(void *ctx, const struct f
 	*end = 0;
 	if (!path || !rd)
 		return -ENOMEM;
-	if (!atomic_load(&img->zeros_bytes))
+	if (!atomic_load(&img->has_said))
 		return 0;
 	r = open_regular(img->dirfd, path, O_RDONLY, &fd);
 	if (r == -ENOENT)
@@ -259,18 +262,16 @@ static int write_records(struct ff_image *img, int fd, uint64_t off, const struc
 	return r;
 }
 
-/* The file will have this size: what that costs more, or less. */
-static int charge(struct ff_image *img, uint64_t size)
+/* The file has this size now: what that costs more, or less. */
+static void charge(struct ff_image *img, uint64_t size)
 {
-	uint64_t now = ff_round_up(size, CHARGED), had = atomic_load(&img->zeros_bytes);
-	int r = now > had ? image_charge(img, now - had) : 0;
+	uint64_t now = ff_round_up(size, CHARGED), had = atomic_load(&img->said_charged);
 
-	if (r)
-		return r;
 	if (now < had)
 		image_charge_back(img, had - now);
-	atomic_store(&img->zeros_bytes, now);
-	return 0;
+	else if (now > had && image_charge(img, now - had))
+		now = had;
+	atomic_store(&img->said_charged, now);
 }
 
 int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said *said, size_t count,
@@ -285,10 +286,10 @@ int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said 
 		size += record_size(said[i].kind);
 	if (!r && atomic_load(&img->unlinked))
 		r = -ENOENT;
-	if (!r)
-		r = charge(img, size);
-	if (!r)
+	if (!r) {
+		atomic_store(&img->has_said, true);
 		r = open_to_add(img, path, &at, &fd);
+	}
 	if (!r)
 		r = write_records(img, fd, at, said, count);
 	if (!r && durable)
@@ -300,6 +301,7 @@ int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said 
 		         path ? path : img->path, strerror(-r));
 		return r == -ENOSPC || r == -EDQUOT || r == -ENOMEM ? r : -EIO;
 	}
+	charge(img, size);
 	*end = size;
 	return 0;
 }
@@ -311,8 +313,9 @@ int image_said_look(struct ff_image *img)
 	int r = path ? io_statx(img->dirfd, path, &sx) : -ENOMEM;
 
 	if (!r && S_ISREG(sx.stx_mode)) {
-		atomic_store(&img->zeros_bytes, FF_MAX(ff_round_up(sx.stx_size, CHARGED), CHARGED));
-		atomic_fetch_add(&img->allocated, atomic_load(&img->zeros_bytes));
+		atomic_store(&img->has_said, true);
+		atomic_store(&img->said_charged, ff_round_up(sx.stx_size, CHARGED));
+		atomic_fetch_add(&img->allocated, atomic_load(&img->said_charged));
 	}
 	return r == -ENOMEM ? r : 0;
 }
@@ -320,14 +323,13 @@ int image_said_look(struct ff_image *img)
 void ff_image_said_forget(struct ff_image *img)
 {
 	ff_autofree char *path = names_beside(img->path, FF_SAID_SUFFIX);
-	uint64_t bytes = atomic_load(&img->zeros_bytes);
 	int r;
 
-	if (!bytes)
+	if (!atomic_load(&img->has_said))
 		return;
 	r = path ? io_unlinkat(img->dirfd, path, 0) : -ENOMEM;
 	if (r && r != -ENOENT)
 		return; /* it goes with the image */
-	atomic_store(&img->zeros_bytes, 0);
-	image_charge_back(img, bytes);
+	atomic_store(&img->has_said, false);
+	charge(img, 0);
 }

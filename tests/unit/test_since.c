@@ -339,6 +339,29 @@ Test(since, no_place_for_zeros, .init = setup, .fini = teardown, .timeout = 60)
 	cr_assert(said_size() > 0, "what was found out before was not kept");
 }
 
+Test(since, full_budget, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_store_status full, after;
+	struct image first;
+
+	two_views();
+	ff_store_status(fx.store, &full);
+	fixture_close(&fx);
+	fx.config.fleece_limit = full.used_bytes;
+	fixture_open(&fx);
+	first = read_image("new", NULL);
+	cr_assert(said_size() > 0);
+	turn_over();
+	fixture_close(&fx);
+	fixture_open(&fx);
+	expect_same(first, read_image("new", NULL));
+	free(first.bytes);
+	cr_assert_eq(ff_store_drop(fx.store, "old"), 0);
+	cr_assert_eq(ff_store_drop(fx.store, "new"), 0);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes, 0);
+}
+
 Test(since, budget_of_zeros, .init = setup, .fini = teardown, .timeout = 60)
 {
 	struct ff_store_status before, after;
