@@ -3,16 +3,19 @@
 
     since.py FLEECEFS DIR [--seed N] [--nights N]
 
-Each night something happens to the disks (writes, zeros, holes, growing, shrinking, renaming,
-deleting, new ones, hard links, writes of what is there already), then a snapshot is made, and copied
-twice, as increments to some older one that is still there, while a thread goes on writing: both
-copies have the same bytes. Old snapshots are dropped, or made checkpoints, at random, the daemon is killed or mounted
-anew, with another cluster size; then copies that can be made once more come out the same again. In the end qemu-img reads each copy of each disk as that was frozen;
-what the copies have allocated are clusters that were touched, and all that differ.
+Each night something happens to the disks (writes, also through mappings, copied ranges, zeros,
+holes, growing, shrinking, renaming, exchanging, replacing, deleting, new ones, hard links, writes
+of what is there already), then a snapshot is made, and copied twice, as increments to some older
+one that is still there, while a thread goes on writing: both copies have the same bytes. Old
+snapshots are dropped, or made checkpoints, at random, the daemon is killed or mounted anew, with
+another cluster size; then copies that can be made once more come out the same again. In the end
+qemu-img reads each copy of each disk as that was frozen; what the copies have allocated are
+clusters that were touched, and all that differ.
 """
 
 import argparse
 import collections
+import ctypes
 import filecmp
 import json
 import mmap
@@ -166,6 +169,58 @@ class Life:
             disk.data.extend(bytes(size - old))
         disk.sized()
 
+    def copy_range(self, name, disk):
+        """From another disk, past every write(2)."""
+        other = self.rng.choice(sorted(self.disks))
+        there = self.disks[other]
+        if there is disk or not there.data:
+            return
+        at = self.rng.randrange(len(there.data))
+        off, n = self.rng.randrange(len(disk.data) + 1), min(self.rng.randrange(1, 200000), len(there.data) - at)
+        n = min(n, MOST - off)
+        new = there.data[at : at + n]
+        with open(self.path(other), "rb") as f, open(self.path(name), "r+b") as g:
+            done = 0
+            while done < n:
+                done += os.copy_file_range(f.fileno(), g.fileno(), n - done, at + done, off + done)
+        disk.touch(off, off + n)
+        disk.data[off : off + n] = new
+
+    def map(self, name, disk):
+        if not disk.data:
+            return
+        off = self.rng.randrange(len(disk.data))
+        new = self.rng.randbytes(min(5000, len(disk.data) - off))
+        with open(self.path(name), "r+b") as f, mmap.mmap(f.fileno(), 0) as shared:
+            shared[off : off + len(new)] = new
+            shared.flush()
+        # pages are written back as a whole
+        disk.touch(off & -4096, (off + len(new) + 4095) & -4096)
+        disk.data[off : off + len(new)] = new
+
+    def exchange(self, name):
+        """Two disks change names."""
+        other = self.rng.choice(sorted(self.disks))
+        if self.disks[other] is self.disks[name]:
+            return
+        if ctypes.CDLL(None).renameat2(-100, os.fsencode(self.path(name)), -100, os.fsencode(self.path(other)), 2):
+            raise SystemExit("FAIL: renameat2")
+        self.disks[name], self.disks[other] = self.disks[other], self.disks[name]
+
+    def replace(self, name):
+        """Another disk gets the name, by rename or after unlink."""
+        fresh = self.path(name + ".new")
+        if self.rng.random() < 0.5:
+            fresh = self.path(name)
+            os.unlink(fresh)
+        self.numbers += 1
+        disk = Disk(self.numbers)
+        disk.data = bytearray(self.rng.randbytes(self.rng.randrange(1, 100000)))
+        with open(fresh, "wb") as f:
+            f.write(disk.data)
+        os.rename(fresh, self.path(name))
+        self.disks[name] = disk
+
     def change(self):
         rng = self.rng
         if not self.disks or (len(self.disks) < 5 and rng.random() < 0.1):
@@ -173,8 +228,16 @@ class Life:
         name = rng.choice(sorted(self.disks))
         disk = self.disks[name]
         what = rng.random()
-        if what < 0.7:
+        if what < 0.55:
             self.write(name, disk, rng)
+        elif what < 0.6:
+            self.copy_range(name, disk)
+        elif what < 0.65:
+            self.map(name, disk)
+        elif what < 0.68:
+            self.exchange(name)
+        elif what < 0.7:
+            self.replace(name)
         elif what < 0.8:
             self.punch(name, disk)
         elif what < 0.88:
@@ -269,6 +332,8 @@ class Life:
                 else:
                     merged.append([r["offset"], r["offset"] + r["length"]])
             with open(since + path, "rb", buffering=0) as f:
+                if os.fstat(f.fileno()).st_blocks != -(-sum(end - begin for begin, end in merged) // 512):
+                    raise SystemExit(f"FAIL: st_blocks of {path}: {os.fstat(f.fileno())}, {merged}")
                 at, seen = 0, []
                 while at < len(data):
                     try:
