@@ -96,6 +96,29 @@ int changes_bits(const struct changes *c, uint64_t first, unsigned count, uint64
 	return r;
 }
 
+uint64_t changes_next(const struct changes *c, uint64_t first)
+{
+	struct barrier *reads = c->new->disk->store->reads;
+	uint64_t next = c->old ? c->new->clusters : first;
+	struct link *l = c->old;
+	unsigned token;
+
+	if (next <= first)
+		return next;
+	token = barrier_enter(reads);
+	for (; l && l != c->new &&next > first; l = atomic_load(&l->newer)) {
+		bool marked = first >= l->clusters;
+
+		next = FF_MIN(next, FF_MAX(first, l->clusters));
+		if (!marked && next > first)
+			next = first + ff_image_run(l->img, first, next - first, &marked);
+		if (marked)
+			next = first;
+	}
+	barrier_exit(reads, token);
+	return next;
+}
+
 /* Was the disk in OLD, though no link says so: is its image lost? */
 static bool was_there(const struct ff_snap *old, const struct ff_disk *d)
 {

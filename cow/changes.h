@@ -32,7 +32,11 @@ int changes_begin(struct ff_snap *new, const struct ff_frozen *f, struct ff_snap
  * bits are clear. The answer never changes. -EIO: it is not known. */
 int changes_bits(const struct changes *c, uint64_t first, unsigned count, uint64_t *bits);
 
-/* The same for one link: which clusters were changed while it was its disk's newest? All that a
+/* A step over what is quickly seen to be the same: to the first cluster from FIRST on that differs,
+ * or somewhere before it. The end of the disk in NEW, if there is none. */
+uint64_t changes_next(const struct changes *c, uint64_t first);
+
+/* For one link: which clusters were changed while it was its disk's newest? All that a
  * chain knows of changes comes from here. -EIO: not known. */
 int link_changed(struct link *l, uint64_t first, unsigned count, uint64_t *bits);
 

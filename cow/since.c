@@ -113,6 +113,12 @@ static int count_all(struct ff_since *s, const struct changes *c, uint32_t clust
 	if (!s->before || !s->present || !s->present_before)
 		return -ENOMEM;
 	for (size_t i = 0; i < s->chunks && !r; i++) {
+		uint64_t next = changes_next(c, (uint64_t)i * CHANGES_MAX);
+
+		for (; i < s->chunks && (uint64_t)(i + 1) * CHANGES_MAX <= next; i++)
+			s->before[i + 1] = s->before[i];
+		if (i == s->chunks)
+			break;
 		r = look(c, i, &v);
 		if (!r)
 			count_chunk(s, i, &v, cluster_size);
@@ -354,6 +360,19 @@ void ff_since_close(struct ff_since_file *f)
 	file_free(f);
 }
 
+/* Did something change in this chunk? Not if its tables are not there, which a whole image's may
+ * not be for other reasons. */
+static bool may_have_changed(const struct ff_since *s, size_t chunk)
+{
+	uint64_t per_table = s->l.cluster_size / 8, first = (uint64_t)chunk * CHANGES_MAX;
+	uint64_t end = FF_MIN(ff_div_up(first + CHANGES_MAX, per_table), s->tables);
+
+	for (uint64_t t = first / per_table; t < end; t++)
+		if (s->present[t / 64] >> (t % 64) & 1)
+			return true;
+	return s->whole;
+}
+
 /* The first run from OFF on in chunk CHUNK; OUT->len 0: there is none. */
 static int next_in(struct ff_since_file *f, size_t chunk, uint64_t off, bool kinds,
                    struct ff_since_run *out)
@@ -390,7 +409,8 @@ int ff_since_next(struct ff_since_file *f, uint64_t off, bool kinds, struct ff_s
 	if (off >= s->size)
 		return -ENXIO;
 	for (size_t i = (size_t)(off / per_chunk); !r && !out->len && i < s->chunks; i++)
-		r = next_in(f, i, off, kinds, out);
+		if (may_have_changed(s, i))
+			r = next_in(f, i, off, kinds, out);
 	if (!r && atomic_load(&f->changes.new->broken))
 		r = -EIO;
 	return r ? r : out->len ? 0 : -ENXIO;
