@@ -4,7 +4,7 @@
  *   a directory        the same name
  *   the image of NAME  NAME.qcow2, with one more ".qcow2" for each time that there is a directory
  *                      of the name that came out; in the middle a hash where that is longer than
- *                      names may be
+ *                      names may be, or as long as they may be and looks like one with a hash
  *   the ranges of NAME NAME, found and not listed
  *
  * A name may fit two: beside a disk "a" and a disk "a.qcow2", "a.qcow2" is the image of the first
@@ -36,24 +36,38 @@ static bool is_disk(const struct ff_frozen *f)
 	return S_ISREG(f->st.st_mode);
 }
 
+/* Does NAME, of LEN bytes, end as one with a hash does before its suffix? */
+static bool looks_hashed(const char *name, size_t len)
+{
+	const char *hash = name + len - HASH_LEN;
+
+	return len > HASH_LEN && hash[0] == '~' &&
+	       strspn(hash + 1, "0123456789abcdef") >= HASH_LEN - 1;
+}
+
 /* The name of the image of NAME in DIR. */
 static void image_name(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,
                        char out[NAME_LEN + 1])
 {
 	char whole[NAME_LEN * 2];
 	size_t len = strlen(name);
+	bool hashed = len + SUFFIX_LEN == NAME_LEN && looks_hashed(name, len);
+	XXH64_hash_t seed = 0;
 
 	snprintf(whole, sizeof whole, "%s", name);
 	do {
 		snprintf(whole + len, sizeof whole - len, SUFFIX);
 		len += SUFFIX_LEN;
 	} while (len <= NAME_LEN && is_dir(snap, dir, whole));
-	if (len <= NAME_LEN) {
+	if (len <= NAME_LEN && !hashed) {
 		memcpy(out, whole, len + 1);
 		return;
 	}
-	snprintf(out, NAME_LEN + 1, "%.*s~%016llx" SUFFIX, NAME_LEN - SUFFIX_LEN - HASH_LEN, name,
-	         (unsigned long long)XXH3_64bits(name, strlen(name)));
+	do
+		snprintf(out, NAME_LEN + 1, "%.*s~%016llx" SUFFIX, NAME_LEN - SUFFIX_LEN - HASH_LEN,
+		         name,
+		         (unsigned long long)XXH3_64bits_withSeed(name, strlen(name), seed++));
+	while (is_dir(snap, dir, out));
 }
 
 int ff_since_entry(const struct ff_snap *snap, const struct ff_frozen *dir, size_t i,

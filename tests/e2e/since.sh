@@ -75,6 +75,11 @@ for name in dir both both.qcow2 x/plain x/$'odd\n "name' "x/$(printf 'l%.0s' {1.
 	printf '%s' "content of $name" >"$mnt/$name"
 done
 mkdir "$snaps/wed"
+# a disk and a directory that have the name of the image of the one with the long name
+image=$(basename "$snaps"/wed/.since/-/x/lll*)
+rmdir "$snaps/wed"
+printf '%s' "content of ${image%.qcow2}" >"$mnt/x/${image%.qcow2}"
+mkdir "$mnt/x/$image" "$snaps/wed"
 since=$snaps/wed/.since/tue
 [ -z "$(ls -A "$snaps/wed/.since")" ] || fail ".since lists something"
 [ -z "$(find "$snaps/wed" -name .since)" ] || fail ".since is listed"
@@ -84,6 +89,11 @@ for name in vm1.img.qcow2 dir.qcow2.qcow2 both.qcow2 both.qcow2.qcow2 x/plain.qc
 done
 [ "$(find "$since" -type f | wc -l)" = "$(find "$snaps/wed" -type f | wc -l)" ] || fail "not an image for each file"
 find "$since" -type f -exec cat {} + >/dev/null
+[ "$(find "$since/x" -name 'lll*' -type f | wc -l)" = 2 ] || fail "long names: $(ls "$since/x")"
+for path in "$snaps"/wed/x/lll*; do
+	[ -f "$path" ] || continue
+	grep -aqF "content of ${path##*/x/}" "$since"/x/lll*.qcow2 || grep -aqF "content of x/${path##*/x/}" "$since"/x/lll*.qcow2 || fail "no image of $path"
+done
 qemu-img convert -O raw "$since/dir.qcow2.qcow2" "$tmp/raw" && grep -q 'content of dir' "$tmp/raw"
 qemu-img convert -O raw "$since/both.qcow2" "$tmp/raw" && grep -q 'content of both' "$tmp/raw"
 qemu-img convert -O raw "$since/both.qcow2.qcow2" "$tmp/raw" && grep -q 'content of both.qcow2' "$tmp/raw"
