@@ -511,7 +511,8 @@ int space_charge_link(struct link *l);
 void space_release_link(struct link *l);
 /* Counts it even beyond the limit: it is there. */
 void space_adopt_link(struct link *l);
-int space_charge(void *store, int64_t bytes);
+/* For images: see ff_image_set_budget(). */
+int space_charge(void *store, int64_t bytes, bool must);
 /* From now on growth is measured. */
 void space_begin(struct ff_store *s);
 /* Fills in what is about space. Waits for storage that does not answer a second at most. */

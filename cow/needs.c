@@ -19,7 +19,9 @@
  * needed any more becomes a bit (qcow2_ledger.c): of a view that is shown in its own ledger, of a
  * hidden link, which nobody asks for changes, in the next older one's. Bits first, then (where
  * views are to survive a loss of power) a flush, then the data goes. Killed in between, the next
- * mount sweeps again.
+ * mount sweeps again. No budget refuses these bits. Where storage itself has no room for them, an
+ * image that nobody reads any more gives up its data first, and keeps its table entries, which say
+ * as much.
  *
  * What changed between a view and a newer one is the union of the marks in between; a sweep never
  * takes away from that.
@@ -116,7 +118,7 @@ static int hand_down(struct link *older, uint64_t at, uint64_t n)
 		if (!marked) {
 			r = ff_image_make_ledger(older->img, atomic_load(&older->disk->durable));
 			if (!r)
-				r = ff_image_note(older->img, at, n, false);
+				r = ff_image_take_over(older->img, at, n);
 			if (!r)
 				atomic_fetch_add(&older->saves, n);
 		}
@@ -184,6 +186,12 @@ int needs_sweep_link(struct link *l)
 	if (!needed)
 		settle(l);
 	r = record_all(l, older, 0, l->clusters);
+	if (!needed && (r == -ENOSPC || r == -EDQUOT)) {
+		/* storage is full of that which is to go: it makes room for the record of it */
+		r = ff_image_hollow(l->img, 0, l->clusters);
+		if (!r)
+			r = record_all(l, older, 0, l->clusters);
+	}
 	if (!r && older)
 		r = flush_if_durable(older);
 	if (!r)

@@ -34,9 +34,9 @@
 
 #define ENTRIES_AT_ONCE 512u
 
-int image_charge(struct ff_image *img, uint64_t bytes)
+int image_charge(struct ff_image *img, uint64_t bytes, bool must)
 {
-	int r = img->budget ? img->budget(img->budget_ctx, (int64_t)bytes) : 0;
+	int r = img->budget ? img->budget(img->budget_ctx, (int64_t)bytes, must) : 0;
 
 	if (!r)
 		atomic_fetch_add(&img->allocated, bytes);
@@ -49,7 +49,7 @@ void image_charge_back(struct ff_image *img, uint64_t bytes)
 		return;
 	atomic_fetch_sub(&img->allocated, bytes);
 	if (img->budget)
-		img->budget(img->budget_ctx, -(int64_t)bytes);
+		img->budget(img->budget_ctx, -(int64_t)bytes, true);
 }
 
 int image_refs_write(struct ff_image *img, uint64_t host, uint64_t n)
@@ -120,7 +120,7 @@ static int hook_blocks(struct ff_image *img, uint64_t first, uint64_t n)
 	int r = clustermap_reserve(&img->blocks, first, n);
 
 	if (!r)
-		r = image_charge(img, cost);
+		r = image_charge(img, cost, false);
 	if (r)
 		return r;
 	r = refs_mark(img, img->l.rb_first + first, n);
@@ -193,7 +193,7 @@ static int hook_run(struct ff_image *img, uint64_t first, uint64_t n)
 	int r = clustermap_reserve(&img->tables, first, n);
 
 	if (!r)
-		r = image_charge(img, cost);
+		r = image_charge(img, cost, false);
 	if (r)
 		return r;
 	r = need_blocks(img, host, n);
@@ -251,7 +251,7 @@ static bool take_given_back(struct ff_image *img, uint64_t n, uint64_t *host)
 
 int image_alloc(struct ff_image *img, uint64_t n, uint64_t *host)
 {
-	int r = image_charge(img, n * img->l.cluster_size);
+	int r = image_charge(img, n * img->l.cluster_size, false);
 
 	if (r)
 		return r;

@@ -272,10 +272,10 @@ static int free_run(struct ff_image *img, uint64_t host, uint64_t n)
 	return r;
 }
 
-/* Releases a marked run of at most IMAGE_ENTRIES clusters. */
-static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
+/* Releases a marked run of at most IMAGE_ENTRIES clusters. HOLLOW: the data alone. */
+static int release_run(struct ff_image *img, uint64_t first, uint64_t count, bool hollow)
 {
-	static const uint8_t zeros[IMAGE_ENTRIES * 8];
+	uint8_t entries[IMAGE_ENTRIES * 8] = {0};
 	uint64_t host[IMAGE_ENTRIES], i = 0, n = 0, stored = 0;
 	uint8_t kinds[IMAGE_ENTRIES];
 	int fd, r = image_entries(img, first, count, NULL, host, kinds);
@@ -284,12 +284,16 @@ static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
 		n++;
 	if (r || n == count) /* nothing stored: write nothing, which would make a table of a hole */
 		return r;
+	for (uint64_t k = 0; k < count; k++)
+		if (kinds[k] != FF_KIND_NONE && hollow)
+			ff_put_be64(entries + k * 8, QCOW2_ZERO);
+		else
+			stored += kinds[k] != FF_KIND_NONE;
 	r = image_fd(img, &fd);
 	if (!r)
-		r = io_pwrite(fd, zeros, count * 8, image_l2_offset(img, first));
-	for (uint64_t k = 0; !r && k < count; k++)
-		stored += kinds[k] != FF_KIND_NONE;
-	atomic_fetch_sub_explicit(&img->preserved, stored, memory_order_relaxed);
+		r = io_pwrite(fd, entries, count * 8, image_l2_offset(img, first));
+	if (!r)
+		atomic_fetch_sub_explicit(&img->preserved, stored, memory_order_relaxed);
 	for (; !r && i < count; i += n) {
 		n = 1;
 		if (!host[i])
@@ -302,7 +306,7 @@ static int release_run(struct ff_image *img, uint64_t first, uint64_t count)
 	return r;
 }
 
-int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count)
+static int release(struct ff_image *img, uint64_t first, uint64_t count, bool hollow)
 {
 	int r = check_range(img, first, count);
 
@@ -312,9 +316,19 @@ int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count)
 		uint64_t n = clustermap_run(&img->marks, first, max, &marked);
 
 		if (marked)
-			r = release_run(img, first, n);
+			r = release_run(img, first, n, hollow);
 		first += n;
 		count -= n;
 	}
 	return r;
+}
+
+int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count)
+{
+	return release(img, first, count, false);
+}
+
+int ff_image_hollow(struct ff_image *img, uint64_t first, uint64_t count)
+{
+	return release(img, first, count, true);
 }

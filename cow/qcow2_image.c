@@ -11,6 +11,7 @@
  * A guest cluster is: unmarked → marked, saved (L2 entry: data or zeros)
  *                     unmarked → marked, skipped (L2 entry 0; in memory only)
  *                     saved → released (L2 entry 0; the mark stays, in memory only)
+ *                     saved → hollow   (L2 entry: zeros, though it had data; nobody reads it)
  * Marks are never taken back. A mark is set, with release, after everything that it stands for has
  * been written; whoever sees it, with acquire, finds data, checksum and entry in the page cache. An
  * L2 entry of a cluster that is not marked may be in the middle of being written and is not looked
@@ -395,7 +396,8 @@ void ff_image_set_torn(struct ff_image *img)
 	img->desc.torn = true;
 }
 
-void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes), void *ctx)
+void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes, bool must),
+                         void *ctx)
 {
 	img->budget = fn;
 	img->budget_ctx = ctx;

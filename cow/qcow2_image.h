@@ -144,15 +144,21 @@ void ff_image_expect_data(struct ff_image *img, uint64_t cluster);
 /* Gives up what is stored for clusters that nobody reads here any more: table entries, refcounts,
  * disk space. The marks stay. */
 int ff_image_release(struct ff_image *img, uint64_t first, uint64_t count);
+/* The same of data alone, in an image that nobody reads: what was saved becomes zeros, by which it
+ * still says that it has changed. Takes no space, as to record that first does. */
+int ff_image_hollow(struct ff_image *img, uint64_t first, uint64_t count);
 
 /* --- what is known without being saved: see qcow2_ledger.c --- */
 
 /* Makes the ledger, if there is none: DURABLE: so that a loss of power does not leave a head that
- * speaks of it without it. What follows makes it as well, but durable only if itself is to be. */
+ * speaks of it without it. What follows makes it as well, but durable only if itself is to be.
+ * What is written so that space can be given back no budget refuses: all but ff_image_note(). */
 int ff_image_make_ledger(struct ff_image *img, bool durable);
 /* Marks clusters as changed since the freeze, though nothing is saved of them: no view needs them.
  * DURABLE: and makes that durable. Stands on disk before they are marked. */
 int ff_image_note(struct ff_image *img, uint64_t first, uint64_t count, bool durable);
+/* The same of what a newer image notes that is about to go; not durable before ff_image_flush(). */
+int ff_image_take_over(struct ff_image *img, uint64_t first, uint64_t count);
 /* Notes the same of clusters that are saved here, and are about to be given up; not durable before
  * ff_image_flush(). */
 int ff_image_record(struct ff_image *img, uint64_t first, uint64_t count);
@@ -212,8 +218,10 @@ int ff_image_flush(struct ff_image *img);
 /* The error of writing it back, if there was one. Flushes nothing. */
 int ff_image_written_back(struct ff_image *img);
 
-/* Charges allocations to BUDGET: fn(ctx, bytes) is called before the image grows by BYTES (or, when
- * negative, after it shrank) and may refuse with -ENOSPC. Not thread-safe: set it before use. */
-void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes), void *ctx);
+/* Charges allocations to BUDGET: fn(ctx, bytes, must) is called before the image grows by BYTES
+ * (or, when negative, after it shrank) and may refuse with -ENOSPC, but for what MUST be. Not
+ * thread-safe: set it before use. */
+void ff_image_set_budget(struct ff_image *img, int (*fn)(void *ctx, int64_t bytes, bool must),
+                         void *ctx);
 
 #endif

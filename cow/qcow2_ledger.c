@@ -136,10 +136,10 @@ static int make_file(struct ff_image *img, bool durable, int *out)
 	return 0;
 }
 
-static int make_ledger(struct ff_image *img, bool durable, struct ledger **out)
+static int make_ledger(struct ff_image *img, bool durable, bool must, struct ledger **out)
 {
 	struct ledger *g = ledger_new(img);
-	int fd = -1, r = g ? image_charge(img, LEDGER_PAGE) : -ENOMEM;
+	int fd = -1, r = g ? image_charge(img, LEDGER_PAGE, must) : -ENOMEM;
 
 	if (r) {
 		discard(g);
@@ -180,16 +180,16 @@ static bool page_empty(const struct ff_image *img, const struct ledger *g, enum 
 }
 
 /* Sets the bits [from, to) of sector I: on disk, then in memory. Lock: ledger_lock. */
-static int set_in_sector(struct ff_image *img, struct ledger *g, enum ledger_part part, uint64_t i,
+static int set_in_sector(struct ff_image *img, struct ledger *g, enum ledger_part part, bool must,
                          uint64_t from, uint64_t to)
 {
-	uint64_t words[LEDGER_WORDS], base = i * LEDGER_BITS;
+	uint64_t words[LEDGER_WORDS], i = from / LEDGER_BITS, base = i * LEDGER_BITS;
 	uint64_t off = ledger_offset(img->l.clusters, part, i), cost = 0, fresh = 0;
 	uint8_t buf[LEDGER_SECTOR];
 	int fd, r = clustermap_reserve(&g->bits[part], from, to - from);
 
 	if (!r && page_empty(img, g, part, i)) {
-		r = image_charge(img, LEDGER_PAGE);
+		r = image_charge(img, LEDGER_PAGE, must);
 		cost = r ? 0 : LEDGER_PAGE;
 	}
 	if (!r)
@@ -216,8 +216,9 @@ static int set_in_sector(struct ff_image *img, struct ledger *g, enum ledger_par
 	return 0;
 }
 
+/* MUST: so that something can be given back. */
 static int set_bits(struct ff_image *img, enum ledger_part part, uint64_t first, uint64_t count,
-                    bool durable)
+                    bool durable, bool must)
 {
 	uint64_t at = first, end = first + count;
 	struct ledger *g;
@@ -228,14 +229,14 @@ static int set_bits(struct ff_image *img, enum ledger_part part, uint64_t first,
 	pthread_mutex_lock(&img->ledger_lock);
 	g = ledger_of(img);
 	if (!g)
-		r = make_ledger(img, durable, &g);
+		r = make_ledger(img, durable, must, &g);
 	while (!r && at < end) {
-		uint64_t i = at / LEDGER_BITS, to = FF_MIN(end, (i + 1) * LEDGER_BITS);
+		uint64_t to = FF_MIN(end, (at / LEDGER_BITS + 1) * LEDGER_BITS);
 		bool set;
 
 		/* nothing is written where nothing is new */
 		if (clustermap_run(&g->bits[part], at, to - at, &set) < to - at || !set)
-			r = set_in_sector(img, g, part, i, at, to);
+			r = set_in_sector(img, g, part, must, at, to);
 		at = to;
 	}
 	atomic_store(&img->ledger_dirty, true);
@@ -253,20 +254,30 @@ int ff_image_make_ledger(struct ff_image *img, bool durable)
 	if (ledger_of(img))
 		return 0;
 	FF_GUARD(&img->ledger_lock);
-	return ledger_of(img) ? 0 : make_ledger(img, durable, &g);
+	return ledger_of(img) ? 0 : make_ledger(img, durable, true, &g);
 }
 
-int ff_image_note(struct ff_image *img, uint64_t first, uint64_t count, bool durable)
+static int note(struct ff_image *img, uint64_t first, uint64_t count, bool durable, bool must)
 {
 	int r = check_range(img, first, count);
 
 	if (!r)
 		r = clustermap_reserve(&img->marks, first, count);
 	if (!r)
-		r = set_bits(img, LEDGER_CHANGED, first, count, durable);
+		r = set_bits(img, LEDGER_CHANGED, first, count, durable, must);
 	if (!r)
 		clustermap_set(&img->marks, first, count);
 	return r;
+}
+
+int ff_image_note(struct ff_image *img, uint64_t first, uint64_t count, bool durable)
+{
+	return note(img, first, count, durable, false);
+}
+
+int ff_image_take_over(struct ff_image *img, uint64_t first, uint64_t count)
+{
+	return note(img, first, count, false, true);
 }
 
 int ff_image_record(struct ff_image *img, uint64_t first, uint64_t count)
@@ -286,7 +297,7 @@ int ff_image_record(struct ff_image *img, uint64_t first, uint64_t count)
 			for (run = 1; i + run < n && (kinds[i + run] != FF_KIND_NONE) == saved;)
 				run++;
 			if (saved)
-				r = set_bits(img, LEDGER_CHANGED, at + i, run, false);
+				r = set_bits(img, LEDGER_CHANGED, at + i, run, false, true);
 		}
 	}
 	return r;
@@ -296,7 +307,7 @@ int ff_image_give_up(struct ff_image *img, uint64_t first, uint64_t count, bool 
 {
 	int r = check_range(img, first, count);
 
-	return r ? r : set_bits(img, LEDGER_RELEASED, first, count, durable);
+	return r ? r : set_bits(img, LEDGER_RELEASED, first, count, durable, true);
 }
 
 uint64_t ff_image_released(const struct ff_image *img)

@@ -36,7 +36,7 @@ struct ff_image {
 	struct qcow2_layout l;
 	struct ff_image_desc desc;
 	uint64_t loaded_hash; /* of the L2 entries, as they were when it was loaded */
-	int (*budget)(void *ctx, int64_t bytes);
+	int (*budget)(void *ctx, int64_t bytes, bool must);
 	void *budget_ctx;
 
 	struct clustermap marks;  /* guest clusters; lock-free, see clustermap.c */
@@ -127,8 +127,8 @@ int image_hook_tables(struct ff_image *img, uint64_t first, uint64_t count);
 int image_refs_write(struct ff_image *img, uint64_t host, uint64_t n);
 /* Enters the refcount blocks [FIRST, FIRST + N) into the refcount table. Same rule. */
 int image_hook_blocks(struct ff_image *img, uint64_t first, uint64_t n);
-/* Asks the budget for BYTES, and counts them as allocated. */
-int image_charge(struct ff_image *img, uint64_t bytes);
+/* Asks the budget for BYTES, and counts them as allocated. MUST: it may not refuse. */
+int image_charge(struct ff_image *img, uint64_t bytes, bool must);
 void image_charge_back(struct ff_image *img, uint64_t bytes);
 
 /* Byte offset of a guest cluster's L2 entry. */

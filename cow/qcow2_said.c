@@ -269,7 +269,7 @@ static void charge(struct ff_image *img, uint64_t size)
 
 	if (now < had)
 		image_charge_back(img, had - now);
-	else if (now > had && image_charge(img, now - had))
+	else if (now > had && image_charge(img, now - had, false))
 		now = had;
 	atomic_store(&img->said_charged, now);
 }

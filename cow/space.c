@@ -6,7 +6,9 @@
  * are an addition under a lock. The lock is not held while storage is asked: it may hang, and then
  * who needs no new answer goes on with the last one. What others charge meanwhile is taken off the
  * answer, as if it did not know of that; if it then does not suffice, storage is asked once more.
- * -ENOSPC means that the policy for failed saves applies.
+ * -ENOSPC means that the policy for failed saves applies. What must be written so that more can be
+ * given back is not refused, and may exceed the limit for that while: a page for each 126 MiB of a
+ * disk (with clusters of 4 KiB).
  *
  * How fast they grow is an average over about the last minute: bytes allocated and seconds passed
  * are summed up, and whenever that is done (each second while there are snapshots, and by who
@@ -84,16 +86,16 @@ static bool has_room(struct ff_store *s, int64_t bytes)
 	return s->space_headroom >= bytes;
 }
 
-static int charge(struct ff_store *s, int64_t bytes, bool grows)
+static int charge(struct ff_store *s, int64_t bytes, bool grows, bool must)
 {
 	FF_GUARD(&s->space_lock);
 	if (bytes <= 0) {
 		s->space_used -= FF_MIN(s->space_used, (uint64_t)-bytes);
 		return 0;
 	}
-	if (s->cfg.fleece_reserve && !has_room(s, bytes))
+	if (!must && s->cfg.fleece_reserve && !has_room(s, bytes))
 		return -ENOSPC;
-	if (s->cfg.fleece_limit && s->space_used + (uint64_t)bytes > s->cfg.fleece_limit)
+	if (!must && s->cfg.fleece_limit && s->space_used + (uint64_t)bytes > s->cfg.fleece_limit)
 		return -ENOSPC;
 	if (s->cfg.fleece_reserve) {
 		s->space_headroom -= bytes;
@@ -105,15 +107,15 @@ static int charge(struct ff_store *s, int64_t bytes, bool grows)
 	return 0;
 }
 
-int space_charge(void *store, int64_t bytes)
+int space_charge(void *store, int64_t bytes, bool must)
 {
-	return charge(store, bytes, true);
+	return charge(store, bytes, true, must);
 }
 
 int space_charge_link(struct link *l)
 {
 	struct ff_store *s = l->disk->store;
-	int r = charge(s, (int64_t)ff_image_allocated(l->img), false);
+	int r = charge(s, (int64_t)ff_image_allocated(l->img), false, false);
 
 	l->charged = r == 0;
 	if (r)
@@ -128,7 +130,7 @@ int space_charge_link(struct link *l)
 void space_release_link(struct link *l)
 {
 	if (l->charged)
-		space_charge(l->disk->store, -(int64_t)ff_image_allocated(l->img));
+		space_charge(l->disk->store, -(int64_t)ff_image_allocated(l->img), true);
 	l->charged = false;
 }
 

@@ -190,6 +190,31 @@ rmdir "$snaps/four"
 [ -z "$(find "$fleece" -mindepth 1 -not -name '.*')" ] || fail "$(find "$fleece")"
 umount_fs
 
+step "storage that is full is full no more"
+wide=$fleece
+fleece=$tmp/full
+mkdir "$fleece"
+mount -t tmpfs -o size=4M,mode=700 none "$fleece"
+mount_fs --fleece-reserve=0 --on-cbw-error=break-guest-write
+mkdir "$snaps/full"
+! overwrite 0 4000 2>/dev/null || fail "16 MiB fit into 4"
+head -c 4M /dev/zero >"$fleece/filler" 2>/dev/null || : # what a cluster did not fit into
+[ "$(state full)" = ok ] || fail "full is $(state full)"
+mkdir "$snaps/full/.checkpoint"
+rm "$fleece/filler"
+is_checkpoint full
+[ "$(used)" -lt 200 ] || fail "$(used) KiB are used"
+check_images
+overwrite 0 4000
+mkdir "$snaps/next"
+changed=$(/usr/bin/env python3 -c 'import json, sys; print(json.load(sys.stdin)["disks"][1]["changed_bytes"])' \
+	<"$snaps/next/.since/full/changes.json")
+[ "$changed" = $((4000 * 4096)) ] || fail "$changed bytes have changed"
+rmdir "$snaps/full" "$snaps/next"
+umount_fs
+umount "$fleece"
+fleece=$wide
+
 step "a single-threaded mount, and a reader about to close"
 mount_fs -s
 mkdir "$snaps/five"

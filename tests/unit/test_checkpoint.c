@@ -320,6 +320,22 @@ Test(checkpoint, survives_a_save_that_fails)
 	expect_checkpoint(1);
 }
 
+/* What there is room for is all taken: a checkpoint gives it back. */
+Test(checkpoint, helps_when_there_is_no_room)
+{
+	uint64_t before;
+
+	five_freeze(0);
+	five_change(0, 100000, 2);
+	before = used();
+	no_room();
+	cr_assert_eq(checkpoint(0), 0);
+	cr_assert_eq(saved_in(0), 0);
+	cr_assert_lt(used(), before - 80000);
+	five_change(100000, 50000, 3);
+	expect_checkpoint(0);
+}
+
 /* Neither can be had. */
 Test(checkpoint, breaks_when_it_cannot_note)
 {

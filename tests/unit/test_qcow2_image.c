@@ -224,11 +224,11 @@ struct budget {
 	int64_t used, limit;
 };
 
-static int budget_charge(void *ctx, int64_t bytes)
+static int budget_charge(void *ctx, int64_t bytes, bool must)
 {
 	struct budget *b = ctx;
 
-	if (bytes > 0 && b->used + bytes > b->limit)
+	if (bytes > 0 && !must && b->used + bytes > b->limit)
 		return -ENOSPC;
 	b->used += bytes;
 	return 0;

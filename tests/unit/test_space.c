@@ -61,7 +61,7 @@ TestSuite(space, .init = setup, .fini = teardown);
 /* What is allowed is taken, a while later, as images take it. */
 static void *take(void *ctx)
 {
-	while (space_charge(fx.store, PIECE) == 0)
+	while (space_charge(fx.store, PIECE, false) == 0)
 		atomic_fetch_sub(&avail, PIECE);
 	/* Refused too early is none but for what others have in hand. */
 	cr_assert_lt(atomic_load(&avail), RESERVE + 2 * THREADS * PIECE);
@@ -85,7 +85,7 @@ Test(space, many_take_all_that_is_there_and_no_more)
 /* A limit of our own is kept to the byte. */
 static void *take_limited(void *ctx)
 {
-	while (space_charge(fx.store, PIECE) == 0)
+	while (space_charge(fx.store, PIECE, false) == 0)
 		;
 	return NULL;
 }
@@ -107,9 +107,9 @@ Test(space, what_others_take_is_noticed)
 {
 	int n = 0;
 
-	cr_assert_eq(space_charge(fx.store, PIECE), 0);
+	cr_assert_eq(space_charge(fx.store, PIECE, false), 0);
 	atomic_store(&avail, RESERVE);
-	while (n <= 65 * MIB / PIECE && space_charge(fx.store, PIECE) == 0)
+	while (n <= 65 * MIB / PIECE && space_charge(fx.store, PIECE, false) == 0)
 		n++;
 	cr_assert_leq(n, 64 * MIB / PIECE, "%d pieces are taken of nothing", n);
 }
