@@ -115,7 +115,8 @@ static int frozen_copy(struct handle *in, off_t in_off, struct handle *out, off_
 static int frozen_fallocate(struct handle *h, int mode, off_t off, off_t len,
                             const struct caller *who)
 {
-	if (mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
+	if (mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) ||
+	    !ff_frozen_consumes(h->node->snap, h->node->frozen))
 		return -EROFS;
 	if (!snapdir_allows(h->fs, who))
 		return -EACCES;

@@ -106,6 +106,15 @@ cmp -i $((110 << 20)) "$snaps/two/vm.img" "$tmp/two"
 chmod 666 "$mnt/vm.img"
 mkdir "$snaps/four"
 setfattr -n user.fleecefs.consume -v 1 "$snaps/four/vm.img"
+# one that was opened while it was allowed
+exec 9<>"$snaps/four/vm.img"
+setfattr -n user.fleecefs.consume -v 0 "$snaps/four/vm.img"
+refused 'Read-only file system' /usr/bin/env python3 -c 'import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.fallocate64(9, 3, ctypes.c_long(1 << 20), ctypes.c_long(1 << 20)):
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))'
+exec 9<&-
+setfattr -n user.fleecefs.consume -v 1 "$snaps/four/vm.img"
 refused 'Permission denied' as fallocate -p -o 1M -l 1M "$snaps/four/vm.img"
 cmp "$snaps/four/vm.img" "$src/vm.img"
 
