@@ -148,22 +148,6 @@ int ff_reader_release(struct ff_reader *rd, off_t off, off_t len)
 /* --- how far a reader has come -----------------------------------------------------------------
  */
 
-/* Lock: c->lock. Takes in what was read ahead of the run and is not any more. */
-static void take_ahead(struct consumer *c)
-{
-	for (unsigned i = 0; i < c->ahead_count;) {
-		struct consume_piece p = c->ahead[i];
-
-		if (p.from > c->end) {
-			i++;
-			continue;
-		}
-		c->end = FF_MAX(c->end, p.to);
-		c->ahead[i] = c->ahead[--c->ahead_count];
-		i = 0;
-	}
-}
-
 /* Is there nothing but a hole up to OFF? */
 static bool skips_hole(struct ff_reader *rd, const struct consumer *c, uint64_t off)
 {
@@ -171,6 +155,37 @@ static bool skips_hole(struct ff_reader *rd, const struct consumer *c, uint64_t 
 	int r = ff_reader_seek(rd, (off_t)c->end, SEEK_DATA, &data);
 
 	return r == -ENXIO || (!r && (uint64_t)data >= off);
+}
+
+/* Of what was read ahead of the run, the piece that begins first. There is one. */
+static unsigned first_ahead(const struct consumer *c)
+{
+	unsigned first = 0;
+
+	for (unsigned i = 1; i < c->ahead_count; i++)
+		if (c->ahead[i].from < c->ahead[first].from)
+			first = i;
+	return first;
+}
+
+static void remove_ahead(struct consumer *c, unsigned i)
+{
+	c->ahead[i] = c->ahead[--c->ahead_count];
+}
+
+/* Lock: c->lock. Takes in what was read ahead of the run and is not any more, for there is nothing
+ * between, or a hole. */
+static void take_ahead(struct ff_reader *rd, struct consumer *c)
+{
+	while (c->ahead_count) {
+		unsigned i = first_ahead(c);
+		struct consume_piece p = c->ahead[i];
+
+		if (p.from > c->end && !skips_hole(rd, c, p.from))
+			return;
+		remove_ahead(c, i);
+		c->end = FF_MAX(c->end, p.to);
+	}
 }
 
 static bool put_ahead(struct consumer *c, uint64_t from, uint64_t to)
@@ -182,17 +197,15 @@ static bool put_ahead(struct consumer *c, uint64_t from, uint64_t to)
 }
 
 /* The gap behind the run is not going to be read: the run goes on with the first piece beyond. */
-static void skip_gap(struct consumer *c)
+static void skip_gap(struct ff_reader *rd, struct consumer *c)
 {
-	unsigned first = 0;
+	unsigned i = first_ahead(c);
+	struct consume_piece p = c->ahead[i];
 
-	for (unsigned i = 1; i < c->ahead_count; i++)
-		if (c->ahead[i].from < c->ahead[first].from)
-			first = i;
-	c->begin = c->released = c->ahead[first].from;
-	c->end = c->ahead[first].to;
-	c->ahead[first] = c->ahead[--c->ahead_count];
-	take_ahead(c);
+	remove_ahead(c, i);
+	c->begin = c->released = p.from;
+	c->end = p.to;
+	take_ahead(rd, c);
 }
 
 /* Takes the read of [off, end) in. Lock: c->lock. */
@@ -202,7 +215,7 @@ static void take_run(struct ff_reader *rd, struct consumer *c, uint64_t off, uin
 
 	while (!none && off > c->end && c->ahead_count &&
 	       (off - c->end > WINDOW || c->ahead_count == CONSUME_AHEAD))
-		skip_gap(c);
+		skip_gap(rd, c);
 	if (!none && off >= c->begin && off <= c->end) {
 		c->end = FF_MAX(c->end, end);
 	} else if (!none && off > c->end && skips_hole(rd, c, off)) {
@@ -218,7 +231,7 @@ static void take_run(struct ff_reader *rd, struct consumer *c, uint64_t off, uin
 		c->begin = c->released = off;
 		c->end = end;
 	}
-	take_ahead(c);
+	take_ahead(rd, c);
 }
 
 /* Tells the others how far C is, and learns what all who have it open have read and left behind:

@@ -365,6 +365,27 @@ Test(consume, holes_that_are_skipped_count_as_read)
 	ff_reader_close(rd);
 }
 
+/* The same by one that has several requests under way. */
+Test(consume, requests_overtake_each_other_over_holes)
+{
+	static const int order[] = {5, 1, 7, 0, 3, 2, 6, 4};
+	off_t at[BIG], hole, next = 0;
+	struct ff_reader *rd;
+	int n = 0;
+
+	make_big();
+	switch_on(true);
+	rd = reader_of("s0", "big");
+	for (; ff_reader_seek(rd, next, SEEK_DATA, &at[n]) == 0; next = hole, n++)
+		cr_assert_eq(ff_reader_seek(rd, at[n], SEEK_HOLE, &hole), 0);
+	for (int i = 0; i + 8 <= n; i += 8)
+		for (int k = 0; k < 8; k++)
+			cr_assert_eq(read_at(rd, at[i + order[k]], 8192), 0);
+	cr_assert_geq(mib_given_up(), BIG - 64 - 24);
+	cr_assert_leq(mib_given_up(), BIG - 64);
+	ff_reader_close(rd);
+}
+
 /* --- beside each other -------------------------------------------------------------------------
  */
 
