@@ -23,6 +23,7 @@
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/manifest.h"
+#include "cow/rename_new.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -136,7 +137,7 @@ int drop_rename(struct ff_store *s, const char *name, char *out, size_t size)
 
 	do {
 		next_dropped(s, out, size);
-		r = io_renameat(s->fleece_fd, name, s->fleece_fd, out, RENAME_NOREPLACE);
+		r = rename_new(s->fleece_fd, name, s->fleece_fd, out);
 	} while (r == -EEXIST);
 	return r;
 }

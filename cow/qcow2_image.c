@@ -59,6 +59,7 @@
 #include "cow/names.h"
 #include "cow/open_regular.h"
 #include "cow/qcow2_private.h"
+#include "cow/rename_new.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -196,21 +197,6 @@ static int write_new(struct ff_image *img, const struct qcow2_head *head)
 	return r;
 }
 
-/* Only what is whole bears the name of an image: one that a killed process leaves checks clean. */
-static int give_name(int dirfd, const char *path)
-{
-	int r = io_renameat(dirfd, NAMES_UNFINISHED, dirfd, path, RENAME_NOREPLACE);
-	struct statx sx;
-
-	if (r != -EINVAL)
-		return r;
-	/* A filesystem that cannot promise it. Nobody else makes files in this directory. */
-	r = io_statx(dirfd, path, &sx);
-	if (r == 0)
-		return -EEXIST;
-	return r == -ENOENT ? io_renameat(dirfd, NAMES_UNFINISHED, dirfd, path, 0) : r;
-}
-
 /* One that could not be removed when it failed must not fail all that come after it. */
 static int open_unfinished(int dirfd, mode_t mode, int *out)
 {
@@ -248,7 +234,7 @@ int ff_image_create(int dirfd, const char *path, mode_t mode, const struct ff_im
 	atomic_store(&img->fd, fd);
 	r = write_new(img, &head);
 	if (!r)
-		r = give_name(dirfd, path);
+		r = rename_new(dirfd, NAMES_UNFINISHED, dirfd, path);
 	if (r) {
 		io_unlinkat(dirfd, NAMES_UNFINISHED, 0);
 		ff_image_free(img);

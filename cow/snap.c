@@ -13,6 +13,7 @@
 
 #include "cow/engine.h"
 #include "cow/io.h"
+#include "cow/rename_new.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -196,7 +197,7 @@ static int rename_dir(struct ff_snap *snap, const char *from, const char *to, bo
 {
 	struct ff_store *s = snap->store;
 	bool durable = false;
-	int r = io_renameat(s->fleece_fd, from, s->fleece_fd, to, RENAME_NOREPLACE);
+	int r = rename_new(s->fleece_fd, from, s->fleece_fd, to);
 
 	for (size_t i = 0; i < snap->link_count; i++)
 		durable |= snap->links[i] && atomic_load(&snap->links[i]->disk->durable);
@@ -205,7 +206,7 @@ static int rename_dir(struct ff_snap *snap, const char *from, const char *to, bo
 		return r;
 	r = io_fsync(s->fleece_fd);
 	if (r)
-		*moved = io_renameat(s->fleece_fd, to, s->fleece_fd, from, RENAME_NOREPLACE) != 0;
+		*moved = rename_new(s->fleece_fd, to, s->fleece_fd, from) != 0;
 	return r;
 }
 
