@@ -312,8 +312,9 @@ int image_said_look(struct ff_image *img)
 	struct statx sx;
 	int r = path ? io_statx(img->dirfd, path, &sx) : -ENOMEM;
 
+	/* what cannot be looked at may be one: then it is an error when somebody asks */
+	atomic_store(&img->has_said, r != -ENOENT);
 	if (!r && S_ISREG(sx.stx_mode)) {
-		atomic_store(&img->has_said, true);
 		atomic_store(&img->said_charged, ff_round_up(sx.stx_size, CHARGED));
 		atomic_fetch_add(&img->allocated, atomic_load(&img->said_charged));
 	}

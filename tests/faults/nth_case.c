@@ -76,8 +76,11 @@ static int due_error(struct round *r, const struct round_step *s)
 	case ROUND_CHECKPOINT:
 	case ROUND_RENAME_SNAP:
 		snap = round_find_snap(r, s->name);
-		return snap && snap->state != ROUND_COMING ? 0 : -ENOENT;
+		if (!snap || snap->state == ROUND_COMING)
+			return -ENOENT;
+		return s->op == ROUND_CHECKPOINT && r->may_damage ? -EIO : 0;
 	case ROUND_READ:
+	case ROUND_SINCE:
 		snap = round_find_snap(r, s->name);
 		if (!snap || snap->state == ROUND_COMING)
 			return -ENOENT;
@@ -166,8 +169,9 @@ static void judge(struct round *r, const struct instance *c, const struct round_
 	if (e && e != due)
 		round_complain(r, "%s: op %d fails: %s%s", name, s->op, strerror(-e),
 		               fired ? ", though its fault is not the guest's" : "");
-	else if (!e && due && s->op != ROUND_READ && s->op != ROUND_FREEZE && s->op != ROUND_DROP &&
-	         s->op != ROUND_RELEASE && s->op != ROUND_CHECKPOINT)
+	else if (!e && due && s->op != ROUND_READ && s->op != ROUND_SINCE &&
+	         s->op != ROUND_FREEZE && s->op != ROUND_DROP && s->op != ROUND_RELEASE &&
+	         s->op != ROUND_CHECKPOINT)
 		round_complain(r, "%s: op %d succeeds and should not: %s", name, s->op,
 		               strerror(-due));
 }

@@ -159,6 +159,7 @@ static struct round_snap *new_snap(struct round *r, const char *name)
 		s->durable = r->config.durable;
 		s->data = ROUND_WHOLE;
 		memset(s->released, 0, sizeof s->released);
+		memset(s->made, 0, sizeof s->made);
 		s->settling = s->refused = false;
 		round_copy_tree(&s->tree, &r->model->live);
 		s->state = ROUND_COMING;
@@ -268,8 +269,9 @@ static int run_on_snap(struct round *r, const struct round_step *s)
 	enum round_state before = snap ? snap->state : ROUND_FREE;
 	int e;
 
-	if (s->op == ROUND_READ)
-		return snap ? round_read_snap(r, snap, s->name, false, true) : -ENOENT;
+	if (s->op == ROUND_READ || s->op == ROUND_SINCE)
+		return snap ? round_read_snap(r, snap, s->name, false, true, s->op == ROUND_SINCE)
+		            : -ENOENT;
 	if (s->op == ROUND_DROP) {
 		if (snap)
 			snap->state = ROUND_GOING;
@@ -319,6 +321,7 @@ static int run(struct round *r, const struct round_step *s)
 	case ROUND_DROP:
 	case ROUND_RENAME_SNAP:
 	case ROUND_READ:
+	case ROUND_SINCE:
 		return run_on_snap(r, s);
 	case ROUND_CREATE:
 	case ROUND_RENAME:

@@ -68,6 +68,7 @@ enum round_op {
 	ROUND_UNLINK,
 	ROUND_SYNC,  /* fsync */
 	ROUND_READ,  /* all of the snapshot `name` */
+	ROUND_SINCE, /* the same, and the images that are made up from it */
 	ROUND_PULSE, /* ff_store_pulse() */
 };
 
@@ -125,6 +126,7 @@ struct round_snap {
 	/* by 4 KiB: what a view has given up, or may have */
 	enum round_data released[ROUND_FILES][ROUND_UNITS];
 	struct round_tree tree;
+	uint64_t made[ROUND_FILES]; /* a hash of the image made up from it, once it was read */
 };
 
 enum { ROUND_NO_FILE = -1, ROUND_ALL_FILES = -2 };
@@ -224,8 +226,12 @@ void round_copy_file(struct round_tree *to, const struct round_tree *from, int f
 void round_copy_tree(struct round_tree *to, const struct round_tree *from);
 /* Finds the frozen inode at PATH. */
 int round_lookup(struct ff_snap *snap, const char *path, const struct ff_frozen **out);
-/* Reads and compares a snapshot; the first error of a read, or 0. TOLERATED: any error is. */
+/* Reads and compares a snapshot; the first error of a read, or 0. TOLERATED: any error is. IMAGES:
+ * those that are made up from it, too; else those that were before. */
 int round_read_snap(struct round *r, struct round_snap *snap, const char *name, bool torn,
-                    bool tolerated);
+                    bool tolerated, bool images);
+/* That of the file which has the name of this number. */
+int round_since_file(struct round *r, struct round_snap *s, struct ff_snap *snap, int name,
+                     const char *what);
 
 #endif

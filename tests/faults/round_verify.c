@@ -208,7 +208,7 @@ static void check_names(struct round *r, struct ff_snap *snap, const struct roun
 }
 
 int round_read_snap(struct round *r, struct round_snap *s, const char *name, bool torn,
-                    bool tolerated)
+                    bool tolerated, bool images)
 {
 	const struct ff_frozen *f;
 	struct ff_snap *snap;
@@ -242,6 +242,8 @@ int round_read_snap(struct round *r, struct round_snap *s, const char *name, boo
 		}
 		e = given ? check_given(r, snap, f, s, file, what)
 		          : read_file(r, snap, f, &s->tree.files[file], s->released[file], what);
+		if (!e && !given && (images || s->made[file]) && !any_released(s->released[file]))
+			e = round_since_file(r, s, snap, i, what);
 		first = first ? first : e;
 		if (!e && torn)
 			round_complain(r, "%s: torn, yet it can be read", what);
@@ -322,7 +324,7 @@ static void verify_snaps(struct round *r, unsigned tolerance, bool was_in_step)
 		if (!s)
 			round_complain(r, "snapshot %s should not be there", l.names[i]);
 		else
-			round_read_snap(r, s, s->name, tolerance & ROUND_TORN && !s->durable,
+			round_read_snap(r, s, s->name, tolerance & ROUND_TORN && !s->durable, false,
 			                false);
 	}
 }

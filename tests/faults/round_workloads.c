@@ -161,13 +161,43 @@ static const struct round_step parts[] = {
     {ROUND_DROP, "s3"},
 };
 
+/* Images made up from views, which stay what they were while holes are filled and made. */
+static const struct round_step images[] = {
+    {ROUND_OPEN},
+    {ROUND_WRITE, "a", .off = 20480, .len = 16384}, /* zeros that are data */
+    {ROUND_PUNCH, "a", .off = 40960, .len = 16384},
+    {ROUND_FREEZE, "s1"},
+    {ROUND_WRITE, "a", .off = 0, .len = 8192, .seed = 1},
+    {ROUND_SINCE, "s1"},
+    {ROUND_PUNCH, "a", .off = 20480, .len = 8192},
+    {ROUND_WRITE, "a", .off = 40960, .len = 8192}, /* over a hole */
+    {ROUND_FREEZE, "s2"},
+    {ROUND_READ, "s1"},
+    {ROUND_SINCE, "s2"},
+    {ROUND_CLOSE},
+    {ROUND_OPEN},
+    {ROUND_READ, "s1"},
+    {ROUND_WRITE, "a", .off = 45056, .len = 20000, .seed = 2},
+    {ROUND_PUNCH, "a", .off = 28672, .len = 8192},
+    {ROUND_CHECKPOINT, "s1"},
+    {ROUND_READ, "s2"},
+    {ROUND_FREEZE, "s3"},
+    {ROUND_SINCE, "s3"},
+    {ROUND_WRITE, "sub/b", .off = 4096, .len = 8192}, /* over a hole */
+    {ROUND_DROP, "s2"},
+    {ROUND_CLOSE},
+    {ROUND_OPEN},
+    {ROUND_READ, "s3"},
+    {ROUND_DROP, "s1"},
+};
+
 #define WORKLOAD(w)                                                                                \
 	{                                                                                          \
 #w, w, FF_ARRAY_SIZE(w)                                                            \
 	}
 
 const struct round_workload round_workloads[] = {
-    WORKLOAD(writes), WORKLOAD(changes), WORKLOAD(names),
-    WORKLOAD(chain),  WORKLOAD(points),  WORKLOAD(parts),
+    WORKLOAD(writes), WORKLOAD(changes), WORKLOAD(names),  WORKLOAD(chain),
+    WORKLOAD(points), WORKLOAD(parts),   WORKLOAD(images),
 };
 const size_t round_workload_count = FF_ARRAY_SIZE(round_workloads);
