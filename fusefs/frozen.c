@@ -16,6 +16,7 @@
 #include <linux/fuse.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ff_util.h"
 #include "fusefs/derived.h"
@@ -112,6 +113,18 @@ static int frozen_copy(struct handle *in, off_t in_off, struct handle *out, off_
 	return -EROFS;
 }
 
+/* Would the range begin or end within a page? The kernel fills its part of such a page with zeros,
+ * in its cache, once the hole is made; readers would take them for what was frozen. */
+static bool cuts_a_page(const struct node *node, uint64_t off, uint64_t len)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	struct stat st;
+
+	ff_frozen_stat(node->snap, node->frozen, &st);
+	return off % page != 0 ||
+	       ((off + len) % page != 0 && off + len < ff_round_up((uint64_t)st.st_size, page));
+}
+
 static int frozen_fallocate(struct handle *h, int mode, off_t off, off_t len,
                             const struct caller *who)
 {
@@ -120,6 +133,8 @@ static int frozen_fallocate(struct handle *h, int mode, off_t off, off_t len,
 		return -EROFS;
 	if (!snapdir_allows(h->fs, who))
 		return -EACCES;
+	if (off < 0 || len <= 0 || cuts_a_page(h->node, (uint64_t)off, (uint64_t)len))
+		return -EINVAL;
 	return ff_reader_release(file_of(h)->reader, off, len);
 }
 

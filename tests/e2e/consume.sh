@@ -10,6 +10,7 @@ snaps=$mnt/snapshots
 ctl=$(dirname "$fleecefs")/fleecectl
 head -c 160M /dev/urandom >"$src/vm.img"
 truncate -s 100M "$src/sparse.img"
+head -c 20777 /dev/urandom >"$src/odd.img"
 for i in 0 30 60 90; do
 	dd if=/dev/urandom of="$src/sparse.img" bs=1M seek=$i count=5 conv=notrunc status=none
 done
@@ -83,6 +84,20 @@ refused 'Read-only file system' fallocate -p -o 100M -l 10M "$snaps/two/vm.img"
 setfattr -n user.fleecefs.consume -v 1 "$snaps/two/vm.img"
 fallocate -p -o 100M -l 10M "$snaps/two/vm.img"
 lost two/vm.img 105
+# A page that the kernel has, and of which a part is left, would be filled up with zeros.
+cat "$snaps/two/odd.img" >/dev/null
+setfattr -n user.fleecefs.consume -v 1 "$snaps/two/odd.img"
+for range in '474 9000' '4096 5000' '4095 1' '0 20777' '16384 4393'; do
+	refused 'Invalid argument' fallocate -p -o "${range% *}" -l "${range#* }" "$snaps/two/odd.img"
+	cmp "$snaps/two/odd.img" "$src/odd.img"
+done
+fallocate -p -o 4096 -l 4096 "$snaps/two/odd.img"
+fallocate -p -o 16384 -l 8192 "$snaps/two/odd.img"
+for i in 1 4 5; do
+	refused 'Input/output error' dd if="$snaps/two/odd.img" bs=4096 skip=$i count=1 of=/dev/null
+done
+cmp -n 4096 "$snaps/two/odd.img" "$src/odd.img"
+cmp -i 8192 -n 8192 "$snaps/two/odd.img" "$src/odd.img"
 refused 'Read-only file system' fallocate -z -o 1M -l 1M "$snaps/two/vm.img"
 refused 'Read-only file system' fallocate -o 1M -l 1M "$snaps/two/vm.img"
 refused 'Read-only file system' truncate -s 1M "$snaps/two/vm.img"

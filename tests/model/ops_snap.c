@@ -180,12 +180,15 @@ bool op_snap_checkpoint(struct model *m)
 	return true;
 }
 
-/* Gives up a range of a frozen file, which must give an error from then on, and nothing else. */
+/* Gives up a range of a frozen file, which must give an error from then on, and nothing else. Only
+ * whole pages can be. */
 static void give_up(struct model *m, const char *path, const struct content *c)
 {
+	const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	static const int modes[] = {0, FALLOC_FL_ZERO_RANGE, FALLOC_FL_PUNCH_HOLE};
 	int fd = open(path, O_RDWR | O_CLOEXEC), punch = modes[2] | FALLOC_FL_KEEP_SIZE;
-	uint64_t off = rng_below(&m->rng, c->size), len = 1 + rng_below(&m->rng, c->size);
+	uint64_t off = rng_below(&m->rng, c->size) / page * page;
+	uint64_t len = (rng_below(&m->rng, c->size) / page + 1) * page;
 	/* whatever the cluster size of its chain, this is whole clusters */
 	uint64_t from = (off + (2u << 20) - 1) & ~((UINT64_C(2) << 20) - 1);
 	uint64_t to = off + len >= c->size ? c->size : (off + len) & ~((UINT64_C(2) << 20) - 1);
@@ -197,6 +200,8 @@ static void give_up(struct model *m, const char *path, const struct content *c)
 		fail(m, "fallocate of %s: %s", path, strerror(errno));
 	if (pwrite(fd, "x", 1, (off_t)off) >= 0 || errno != EROFS)
 		fail(m, "write to %s: %s", path, strerror(errno));
+	if (fallocate(fd, punch, (off_t)off + 1, (off_t)len) == 0 || errno != EINVAL)
+		fail(m, "a hole in %s within a page: %s", path, strerror(errno));
 	if (fallocate(fd, punch, (off_t)off, (off_t)len) < 0)
 		fail(m, "a hole in %s: %s", path, strerror(errno));
 	if (from < to && (pread(fd, m->buf2, 1, (off_t)from) >= 0 || errno != EIO))
