@@ -2,10 +2,12 @@
  * snapshots/NEW/.since/OLD/changes.json: which ranges of which disks changed, for programs. Its
  * fields are told in fleecefs(8).
  *
- * It is written anew at each open, and comes out the same; at the first lookup to learn its size. A
- * disk of which it cannot be known what changed, or whose view is lost, makes the file unreadable
- * (EIO; the log says which): a list without it would look like a whole one. It tells names and
- * sizes of files that not everybody may see, so it is for the owner of the snapshot's root alone.
+ * It is written anew at each open, and comes out the same; at the first lookup, which anybody may
+ * make, it is only counted, to learn its size. One of more than JSON_MOST bytes is refused, for a
+ * daemon that dies of want of memory takes guests along. A disk of which it cannot be known what
+ * changed, or whose view is lost, makes the file unreadable (EIO; the log says which): a list
+ * without it would look like a whole one. It tells names and sizes of files that not everybody may
+ * see, so it is for the owner of the snapshot's root alone.
  */
 #include <fcntl.h>
 #include <jansson.h>
@@ -13,12 +15,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "ff_log.h"
 #include "ff_util.h"
 #include "fusefs/control.h"
 #include "fusefs/frozen_walk.h"
 #include "fusefs/since.h"
 
-enum { SALT_JSON = 4 };
+enum { SALT_JSON = 4, JSON_MOST = 256 << 20 };
 
 /* Node of one. */
 struct json_made {
@@ -31,6 +34,14 @@ struct json_file {
 	struct derived_file file;
 	char *content;
 	size_t size;
+};
+
+/* Where it is written to. */
+struct json_sink {
+	char *content; /* NULL: it is only counted */
+	size_t size;   /* the most that it takes */
+	size_t used;
+	bool full; /* it was more */
 };
 
 struct json_writer {
@@ -92,6 +103,8 @@ static int put_ranges(struct json_writer *w, struct ff_since_file *file)
 
 	w->first = true;
 	while ((r = ff_since_next(file, at, true, &next)) == 0) {
+		if (ferror(w->out))
+			return -EFBIG;
 		at = next.off + next.len;
 		if (run.len && run.off + run.len == next.off && run.zero == next.zero) {
 			run.len += next.len;
@@ -157,9 +170,24 @@ static int put_all(struct json_writer *w)
 	return r;
 }
 
-/* *CONTENT is malloc'd. */
+/* A short count is an error of the stream's. */
+static ssize_t sink_write(void *cookie, const char *buf, size_t len)
+{
+	struct json_sink *sink = cookie;
+
+	if (sink->full || len > sink->size - sink->used) {
+		sink->full = true;
+		return 0;
+	}
+	if (sink->content)
+		memcpy(sink->content + sink->used, buf, len);
+	sink->used += len;
+	return (ssize_t)len;
+}
+
+/* -EFBIG: SINK is too small. */
 static int write_json(struct fs *fs, struct ff_snap *snap, const struct since_pair *pair,
-                      char **content, size_t *size)
+                      struct json_sink *sink)
 {
 	struct json_writer w = {
 	    .walk = {.snap = snap, .file = put_disk},
@@ -167,16 +195,13 @@ static int write_json(struct fs *fs, struct ff_snap *snap, const struct since_pa
 	};
 	int r;
 
-	*content = NULL;
-	w.out = open_memstream(content, size);
+	w.out = fopencookie(sink, "w", (cookie_io_functions_t){.write = sink_write});
 	if (!w.out)
 		return -ENOMEM;
 	r = put_all(&w);
 	if (fclose(w.out) != 0 && r == 0)
 		r = -ENOMEM;
-	if (r < 0)
-		free(ff_take_ptr(content));
-	return r;
+	return sink->full ? -EFBIG : r;
 }
 
 /* --- the open file --- */
@@ -214,6 +239,7 @@ static int json_open(struct fs *fs, struct node *node, int flags, struct handle 
 {
 	const struct json_made *made = node->made;
 	struct json_file *j = calloc(1, sizeof *j);
+	struct json_sink sink;
 	int r;
 
 	if (!j)
@@ -223,8 +249,11 @@ static int json_open(struct fs *fs, struct node *node, int flags, struct handle 
 		free(j);
 		return r;
 	}
-	r = write_json(fs, node->snap, made->pair, &j->content, &j->size);
-	if (r == 0 && j->size != made->size)
+	j->content = malloc(made->size);
+	j->size = made->size;
+	sink = (struct json_sink){.content = j->content, .size = made->size};
+	r = j->content ? write_json(fs, node->snap, made->pair, &sink) : -ENOMEM;
+	if (r == -EFBIG || (r == 0 && sink.used != made->size))
 		r = -EIO; /* nothing of it changes */
 	if (r < 0) {
 		handle_free(&j->file.h);
@@ -267,18 +296,23 @@ static int enter_new(struct fs *fs, struct ff_snap *snap, struct since_pair *pai
                      const uint64_t key[2], struct entry *out)
 {
 	struct json_made *made = calloc(1, sizeof *made);
-	char *content;
+	struct json_sink sink = {.size = JSON_MOST};
 	int r;
 
 	if (!made)
 		return -ENOMEM;
 	made->pair = since_pair_ref(pair);
-	r = write_json(fs, snap, pair, &content, &made->size);
+	r = write_json(fs, snap, pair, &sink);
 	if (r < 0) {
+		if (r == -EFBIG)
+			ff_error(SINCE_JSON
+			         " since %s would be longer than %u MiB: read the sparse "
+			         "files instead",
+			         pair->name, JSON_MOST >> 20);
 		made_free(made);
 		return r == -ESTALE ? -ENOENT : r;
 	}
-	free(content);
+	made->size = sink.used;
 	return derived_enter(fs, &json_node_ops, snap, ff_snap_root(snap), key, made, made_free,
 	                     out);
 }
