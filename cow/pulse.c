@@ -25,6 +25,7 @@
 #include "cow/io.h"
 #include "cow/late.h"
 #include "cow/open_regular.h"
+#include "cow/text_file.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -104,6 +105,15 @@ void ff_store_pulse(struct ff_store *s)
 		atomic_store(&s->pulsing, false);
 }
 
+/* Then what is frozen is given up. */
+static int damaged(const struct ff_store *s, int64_t *until)
+{
+	ff_error("%s/" ALIVE " is damaged: whether SOURCE was left alone since cannot be told",
+	         s->fleece_path);
+	*until = INT64_MIN;
+	return 0;
+}
+
 int pulse_last(struct ff_store *s, int64_t *until)
 {
 	ff_autoclose int fd = -1;
@@ -117,6 +127,8 @@ int pulse_last(struct ff_store *s, int64_t *until)
 		return 0;
 	if (!r)
 		r = io_pread(fd, text, sizeof text - 1, 0, &got);
+	if (text_is_foreign(r))
+		return damaged(s, until);
 	if (r) {
 		ff_error("%s/" ALIVE ": cannot be read: %s", s->fleece_path, strerror(-r));
 		return r;
@@ -129,10 +141,7 @@ int pulse_last(struct ff_store *s, int64_t *until)
 		*until = then < INT64_MAX - SLACK_S ? then + SLACK_S : INT64_MAX;
 		return 0;
 	}
-	ff_error("%s/" ALIVE " is damaged: whether SOURCE was left alone since cannot be told",
-	         s->fleece_path);
-	*until = INT64_MIN;
-	return 0;
+	return damaged(s, until);
 }
 
 int pulse_forget(struct ff_store *s)

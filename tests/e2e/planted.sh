@@ -93,10 +93,10 @@ for kind in link dirlink dangling fifo device socket dir empty; do
 	done
 done
 
-step "in the place of .lock, .session, .clean, .known, .alive, .source and their temporary files"
+step "in the place of .lock, .session, .clean, .known, .source and their temporary files"
 for kind in link dirlink dangling fifo device dir hard; do
 	# one temporary file is made as the other
-	for name in .lock .session .session.tmp .clean .known .alive .alive.tmp .source; do
+	for name in .lock .session .session.tmp .clean .known .source; do
 		plant $kind "$fleece/$name"
 		status=0
 		timeout 20 "$fleecefs" "$src" "$mnt" --fleece-dir="$fleece" </dev/null >"$tmp/log" 2>&1 || status=$?
@@ -116,6 +116,36 @@ for kind in link dirlink dangling fifo device dir hard; do
 		fi
 		untouched
 	done
+done
+
+step "in the place of .alive, while it lives and after it was killed"
+truncate -s 1M "$tmp/fast/disk"
+cp "$tmp/fast/disk" "$tmp/fast/disk.ref"
+loop=$(losetup --find --show "$tmp/fast/disk" 2>/dev/null) && loops+=("$loop") || loop=
+for kind in link hard fifo device; do
+	plant $kind "$fleece/.alive"
+	if [ $kind = device ] && [ -n "$loop" ]; then
+		rm "$fleece/.alive"
+		mknod "$fleece/.alive" b 7 "${loop#/dev/loop}"
+	fi
+	: >"$tmp/log"
+	mount_fg
+	mkdir "$snaps/s"
+	wait_for 20 test -f "$fleece/.alive" -a ! -L "$fleece/.alive" -a -s "$fleece/.alive" || fail "no pulse with a $kind in its place"
+	untouched
+	cmp "$tmp/fast/disk" "$tmp/fast/disk.ref" || fail "a device was written"
+	kill -KILL "$daemon"
+	{ wait "$daemon" || true; } 2>/dev/null
+	umount "$mnt" || umount -l "$mnt"
+	[ $kind != hard ] || kind=fifo # a short file is one that the power failed for
+	plant $kind "$fleece/.alive"
+	mount_logged
+	grep -q '\.alive is damaged' "$tmp/log" || fail "$kind is not named: $(cat "$tmp/log")"
+	lost "$snaps/s/a.img"
+	untouched
+	rmdir "$snaps/s"
+	umount_fs
+	rm -rf "$fleece/.alive"
 done
 
 step "in the place of a snapshot: mkdir says what is in the way"
