@@ -45,18 +45,18 @@ static struct way ways[] = {
     {"4k zeros", ODD, "-o cluster_size=4k", ZEROS MIX DISCARD},
     {"64k", ODD, "", MIX, true},
     {"64k zeros", ODD, "", ZEROS MIX DISCARD},
-    {"256k", BIG, "-o cluster_size=256k", MIX},
+    {"256k", BIG, "-o cluster_size=256k", MIX, true},
     {"1m zeros", BIG, "-o cluster_size=1m", ZEROS},
-    {"2m", BIG, "-o cluster_size=2m", MIX},
+    {"2m", BIG, "-o cluster_size=2m", MIX, true},
     {"2m zeros", BIG, "-o cluster_size=2m", ZEROS MIX},
     {"v2 512", ODD, "-o compat=0.10,cluster_size=512", MIX, true},
-    {"v2", ODD, "-o compat=0.10", MIX DISCARD},
-    {"v2 2m", BIG, "-o compat=0.10,cluster_size=2m", MIX},
-    {"v2 packed", ODD, "-c -o compat=0.10", MIX},
-    {"zlib 512", ODD, "-c -o cluster_size=512", MIX},
+    {"v2", ODD, "-o compat=0.10", MIX DISCARD, true},
+    {"v2 2m", BIG, "-o compat=0.10,cluster_size=2m", MIX, true},
+    {"v2 packed", ODD, "-c -o compat=0.10", MIX, true},
+    {"zlib 512", ODD, "-c -o cluster_size=512", MIX, true},
     {"zlib 4k", ODD, "-c -o cluster_size=4k", "", true},
     {"zlib", ODD, "-c", MIX ZEROS},
-    {"zlib 2m", BIG, "-c -o cluster_size=2m", ""},
+    {"zlib 2m", BIG, "-c -o cluster_size=2m", "", true},
     {"zstd 512", ODD, "-c -o compression_type=zstd,cluster_size=512", MIX},
     {"zstd", ODD, "-c -o compression_type=zstd", MIX ZEROS DISCARD},
     {"zstd 2m", BIG, "-c -o compression_type=zstd,cluster_size=2m", ""},
@@ -72,16 +72,17 @@ static struct way ways[] = {
      "qemu-io -c 'write -P 7 60k 100k' -c 'flush' -c 'abort' disk.qcow2; true", true},
     {"refcounts of 1", ODD, "-o refcount_bits=1", MIX, true},
     {"refcounts of 64", ODD, "-o refcount_bits=64", MIX, true},
-    {"metadata", BIG, NULL,
-     "qemu-img create -f qcow2 -o preallocation=metadata disk.qcow2 9m;" MIX},
-    {"falloc", BIG, NULL, "qemu-img create -f qcow2 -o preallocation=falloc disk.qcow2 9m;" MIX},
-    {"full", ODD, NULL, "qemu-img create -f qcow2 -o preallocation=full disk.qcow2 3m;" MIX},
+    {"metadata", BIG, NULL, "qemu-img create -f qcow2 -o preallocation=metadata disk.qcow2 9m;" MIX,
+     true},
+    {"falloc", BIG, NULL, "qemu-img create -f qcow2 -o preallocation=falloc disk.qcow2 9m;" MIX,
+     true},
+    {"full", ODD, NULL, "qemu-img create -f qcow2 -o preallocation=full disk.qcow2 3m;" MIX, true},
     {"metadata, subclusters", BIG, NULL,
      "qemu-img create -f qcow2 -o preallocation=metadata,extended_l2=on disk.qcow2 9m;" MIX ZEROS},
     {"empty", ODD, NULL, "qemu-img create -f qcow2 disk.qcow2 10m", true},
     {"none at all", ODD, NULL, "qemu-img create -f qcow2 disk.qcow2 0"},
     {"one sector", ODD, NULL,
-     "qemu-img create -f qcow2 disk.qcow2 512; qemu-io -c 'write -P 1 0 512' disk.qcow2"},
+     "qemu-img create -f qcow2 disk.qcow2 512; qemu-io -c 'write -P 1 0 512' disk.qcow2", true},
     {"bitmaps", ODD, "",
      "qemu-img bitmap --add disk.qcow2 b; qemu-img bitmap --add -g 64k disk.qcow2 c;" MIX, true},
     {"snapshots", ODD, "",
@@ -91,8 +92,8 @@ static struct way ways[] = {
      "qemu-img snapshot -c one disk.qcow2;" MIX ZEROS
      "qemu-img snapshot -a one disk.qcow2;" IO("-c 'write -P 1 2m 9k'")},
     {"grown", ODD, "", MIX "qemu-img resize disk.qcow2 +5m;" IO("-c 'write -P 2 7m 70k'"), true},
-    {"grown a little", ODD, "", "qemu-img resize disk.qcow2 +512;"},
-    {"shrunk", BIG, "", "qemu-img resize --shrink disk.qcow2 5m;" MIX},
+    {"grown a little", ODD, "", "qemu-img resize disk.qcow2 +512;", true},
+    {"shrunk", BIG, "", "qemu-img resize --shrink disk.qcow2 5m;" MIX, true},
     {"data file", ODD, "-o data_file=data.raw", MIX ZEROS DISCARD},
     {"data file, raw", ODD, "-o data_file=data.raw,data_file_raw=on", MIX ZEROS},
     {"data file, subclusters", ODD, "-o data_file=data.raw,extended_l2=on", MIX ZEROS},
@@ -151,6 +152,18 @@ static void make(struct guestimg *g, const struct way *w)
 	cr_assert_eq(guestimg_run(g, "qemu-img convert -f qcow2 -O raw disk.qcow2 want.raw"), 0);
 }
 
+/* It reads a whole last cluster, of which the file may have a part only. */
+static void pad(const struct guestimg *g)
+{
+	ff_autofree uint8_t *image = NULL;
+	size_t size;
+
+	image = guestimg_load(g, "disk.qcow2", &size);
+	cr_assert_eq(
+	    guestimg_run(g, "truncate -s %%%llu disk.qcow2", 1ULL << (ff_be32(image + 20) & 31)),
+	    0);
+}
+
 static void libqcow_same(const struct guestimg *g, const uint8_t *want, size_t size)
 {
 	libqcow_file_t *file = NULL;
@@ -158,6 +171,7 @@ static void libqcow_same(const struct guestimg *g, const uint8_t *want, size_t s
 	size64_t seen = 0;
 	char path[100];
 
+	pad(g);
 	snprintf(path, sizeof path, "%s/disk.qcow2", g->dir);
 	cr_assert_eq(libqcow_file_initialize(&file, NULL), 1);
 	cr_assert_eq(libqcow_file_open(file, path, LIBQCOW_OPEN_READ, NULL), 1);
@@ -200,6 +214,64 @@ ParameterizedTest(int *number, qsource, as_qemu)
 		libqcow_same(&g, want, size);
 	free(want);
 	guestimg_done(&g);
+}
+
+static unsigned number_of(const char *variable, unsigned otherwise)
+{
+	const char *value = getenv(variable);
+
+	return value ? (unsigned)strtoul(value, NULL, 10) : otherwise;
+}
+
+/* Makes an image of the class that libqcow reads right: no zero clusters, no backing file, zlib. */
+static void make_random(struct guestimg *g, unsigned *seed)
+{
+	unsigned bits = 9 + (unsigned)rand_r(seed) % 13;
+	uint64_t size = ((uint64_t)rand_r(seed) % 6000 + 8) << (bits > 16 ? 11 : 9);
+	bool old = rand_r(seed) % 3 == 0, packed = rand_r(seed) % 2;
+	char more[60] = "compat=0.10", cmds[1000] = "";
+	size_t n = 0;
+
+	if (!old)
+		snprintf(more, sizeof more, "refcount_bits=%d,lazy_refcounts=%s",
+		         1 << rand_r(seed) % 7, rand_r(seed) % 2 ? "on" : "off");
+	for (int i = rand_r(seed) % 10; i > 0; i--) {
+		uint64_t off = (uint64_t)rand_r(seed) % (size / 512), len;
+
+		len = FF_MIN((uint64_t)rand_r(seed) % 900 + 1, size / 512 - off);
+		n += (size_t)snprintf(cmds + n, sizeof cmds - n, " -c 'write -P %d %llu %llu'",
+		                      rand_r(seed) % 256, (unsigned long long)off * 512,
+		                      (unsigned long long)len * 512);
+	}
+	guestimg_raw(g, "raw.img", size, *seed);
+	cr_assert_eq(guestimg_run(g,
+	                          "qemu-img convert %s -f raw -O qcow2 -o cluster_size=%u,%s "
+	                          "raw.img disk.qcow2; qemu-io -f qcow2 -c 'read 0 512'%s "
+	                          "disk.qcow2; qemu-img convert -O raw disk.qcow2 want.raw",
+	                          packed ? "-c" : "", 1u << bits, more, cmds),
+	             0);
+}
+
+/* Both decoders and QEMU, over images made at random of what all three read. */
+Test(qsource, libqcow_random, .timeout = 1800)
+{
+	unsigned seed = number_of("SEED", (unsigned)getpid()), rounds = number_of("ROUNDS", 6);
+
+	printf("seed %u\n", seed);
+	for (unsigned i = 0; i < rounds; i++) {
+		ff_autofree uint8_t *want = NULL;
+		struct guestimg g;
+		uint64_t data;
+		size_t size;
+
+		guestimg_init(&g);
+		make_random(&g, &seed);
+		want = guestimg_load(&g, "want.raw", &size);
+		cr_assert_eq(guestimg_open(&g, "disk.qcow2"), 0, "round %u: %s", i, g.why);
+		guestimg_compare(&g, want, size, &data);
+		libqcow_same(&g, want, size);
+		guestimg_done(&g);
+	}
 }
 
 /* The deepest chain there may be: layer I has cluster I alone, and all have their tables at the
