@@ -184,6 +184,36 @@ ParameterizedTest(int *c, qcow2_faults, one_write_fails, .timeout = 400)
 	}
 }
 
+/* Has a process make the change; true: it died at its write, or flush, NTH. */
+static bool dies(struct imgtest *t, change_fn change, bool at_flush, int nth)
+{
+	int status;
+	pid_t pid;
+
+	prepare(t, 4096);
+	pid = fork();
+	if (pid == 0) {
+		fault.kind = DIE;
+		fault.flushes = at_flush;
+		fault.countdown = nth;
+		_exit(change(t) ? 1 : 0);
+	}
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) != 1);
+	return WEXITSTATUS(status) == 42;
+}
+
+/* What is there is whole, also to QEMU. */
+static void after_death(struct imgtest *t)
+{
+	imgtest_reload(t);
+	imgtest_check(t, false);
+	learn(t);
+	imgtest_verify(t);
+	imgtest_verify_qemu(t);
+	imgtest_close(t);
+}
+
 ParameterizedTestParameters(qcow2_faults, dies_between_writes)
 {
 	return cr_make_param_array(int, change_numbers, FF_ARRAY_SIZE(change_numbers));
@@ -197,26 +227,10 @@ ParameterizedTest(int *c, qcow2_faults, dies_between_writes, .timeout = 400)
 		return;
 	for (int nth = 0; died; nth++) {
 		struct imgtest t;
-		int status;
-		pid_t pid;
 
-		prepare(&t, 4096);
-		pid = fork();
-		if (pid == 0) {
-			fault.kind = DIE;
-			fault.countdown = nth;
-			_exit(changes[*c](&t) ? 1 : 0);
-		}
-		cr_assert_eq(waitpid(pid, &status, 0), pid);
-		cr_assert(WIFEXITED(status) && WEXITSTATUS(status) != 1);
-		died = WEXITSTATUS(status) == 42;
+		died = dies(&t, changes[*c], false, nth);
 		imgtest_check(&t, true);
-		imgtest_reload(&t);
-		imgtest_check(&t, false);
-		learn(&t);
-		imgtest_verify(&t);
-		imgtest_verify_qemu(&t);
-		imgtest_close(&t);
+		after_death(&t);
 		cr_assert(died || nth > 0);
 	}
 }
@@ -230,26 +244,10 @@ Test(qcow2_faults, dies_in_a_flush, .timeout = 400)
 
 	for (nth = 0; died; nth++) {
 		struct imgtest t;
-		int status;
-		pid_t pid;
 
-		prepare(&t, 4096);
-		pid = fork();
-		if (pid == 0) {
-			fault.kind = DIE;
-			fault.flushes = true;
-			fault.countdown = nth;
-			_exit(save_mixed(&t) ? 1 : 0);
-		}
-		cr_assert_eq(waitpid(pid, &status, 0), pid);
-		cr_assert(WIFEXITED(status) && WEXITSTATUS(status) != 1);
-		died = WEXITSTATUS(status) == 42;
+		died = dies(&t, save_mixed, true, nth);
 		imgtest_check(&t, false);
-		imgtest_reload(&t);
-		learn(&t);
-		imgtest_verify(&t);
-		imgtest_verify_qemu(&t);
-		imgtest_close(&t);
+		after_death(&t);
 	}
 	cr_assert_geq(nth, 3, "a durable save has two flushes");
 }
