@@ -395,6 +395,13 @@ bool io_knows_holes(int fd)
 	}
 }
 
+bool io_is_nfs(int fd)
+{
+	struct statfs st;
+
+	return fstatfs(fd, &st) == 0 && st.f_type == NFS_SUPER_MAGIC;
+}
+
 int io_btrfs_id(int fd, uint8_t out[16])
 {
 	struct btrfs_ioctl_fs_info_args info = {0};

@@ -76,6 +76,8 @@ int io_fstatvfs(int fd, struct statvfs *out);
 /* Is SEEK_DATA on FD's filesystem a mere look at extents? Elsewhere it may write back what is dirty
  * (ZFS waits for its whole pool to do so, NFS asks the server). */
 bool io_knows_holes(int fd);
+/* Is FD on NFS? */
+bool io_is_nfs(int fd);
 /* The id of the btrfs that FD is on; -ENOTTY: of another filesystem. */
 int io_btrfs_id(int fd, uint8_t out[16]);
 /* The error, if any, of writing back FD's pages that nobody was told of yet. Flushes nothing. */

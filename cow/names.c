@@ -170,6 +170,13 @@ bool names_is_systems(const char *name)
 	return strcmp(name, "lost+found") == 0;
 }
 
+bool names_is_nfs_unlinked(const char *name)
+{
+	/* .nfs, the number of the inode, and one that counts */
+	return strlen(name) == 28 && strncmp(name, ".nfs", 4) == 0 &&
+	       strspn(name + 4, "0123456789abcdef") == 24;
+}
+
 bool names_safe_path(const char *path)
 {
 	size_t total = strlen(path);

@@ -40,6 +40,9 @@ bool names_is_image(const char *name);
 /* Is a directory of this name in FLEECE_DIR the filesystem's own, unless it has a manifest? */
 bool names_is_systems(const char *name);
 
+/* Has NFS given this name to a file that was unlinked and is open still? */
+bool names_is_nfs_unlinked(const char *name);
+
 /* A relative path below some directory that stays there: not absolute, no empty, "." or ".." part,
  * shorter than PATH_MAX. */
 bool names_safe_path(const char *path);

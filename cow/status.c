@@ -24,7 +24,8 @@
 
 static const char lost_image[] = "its fleecing image is lost or damaged";
 static const char out_of_reach[] = "it could not be frozen: its path is too long, or it is on a "
-                                   "filesystem that is mounted below SOURCE; exclude it";
+                                   "filesystem that is mounted below SOURCE, or a subvolume; "
+                                   "exclude it";
 static const char lost_manifest[] = "its manifest is lost or damaged";
 
 /* When the snapshot was made: its manifest was written then, and never again. Where that cannot be

@@ -14,8 +14,8 @@
 
 #define TREE_NO_DISK UINT32_MAX
 /* A regular file or directory that cannot be frozen, and must not be missing: its path is longer
- * than paths may be, or it is on a filesystem that is mounted below SOURCE. It is listed, and what
- * it holds reads as EIO. */
+ * than paths may be, or it is on a filesystem that is mounted below SOURCE, or a subvolume there.
+ * It is listed, and what it holds reads as EIO. */
 #define TREE_UNFROZEN (UINT32_MAX - 1)
 
 struct device;

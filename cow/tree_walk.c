@@ -9,6 +9,10 @@
  * Anyone who may write to SOURCE can make directories deeper than paths reach, and an administrator
  * may have mounted another filesystem on one. They must not keep the rest from being frozen, nor be
  * left out unnoticed: they are TREE_UNFROZEN, unless they are excluded.
+ *
+ * On NFS a file that was unlinked while something had it open (a guest, or we) stays under a name
+ * that the client gives it, until that ends. It is no part of the tree, as it would not be
+ * elsewhere; and a snapshot that took it for a disk would have lost one when it goes.
  */
 #include "cow/tree.h"
 
@@ -22,6 +26,7 @@
 #include <string.h>
 
 #include "cow/io.h"
+#include "cow/names.h"
 #include "cow/tree_look.h"
 #include "ff_log.h"
 #include "ff_util.h"
@@ -37,6 +42,7 @@ struct walk {
 	struct tree *tree;
 	struct hard_links links;
 	char path[PATH_MAX];
+	bool nfs;       /* SOURCE is on NFS */
 	bool told;      /* of the error that ends it */
 	bool told_deep; /* of what is too deep */
 };
@@ -103,6 +109,8 @@ static int read_names(struct walk *w, int fd, uint32_t index)
 		if (r || !e)
 			break;
 		if (index == 0 && w->how->hide_name && strcmp(e->d_name, w->how->hide_name) == 0)
+			continue;
+		if (w->nfs && names_is_nfs_unlinked(e->d_name))
 			continue;
 		if (count == room) {
 			void *p = realloc(entries, (room = room ? room * 2 : 16) * sizeof *entries);
@@ -300,6 +308,7 @@ int tree_walk(const struct tree_walk *how, struct tree **out)
 	if (!w)
 		return -ENOMEM;
 	w->how = how;
+	w->nfs = io_is_nfs(how->source_fd);
 	w->tree = calloc(1, sizeof *w->tree);
 	if (!w->tree)
 		return -ENOMEM;

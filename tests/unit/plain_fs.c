@@ -16,6 +16,7 @@ int __real_io_renameat(int olddir, const char *old, int newdir, const char *new,
 int __wrap_io_renameat(int olddir, const char *old, int newdir, const char *new, unsigned flags);
 int __real_io_statx(int dirfd, const char *path, struct statx *out);
 int __wrap_io_statx(int dirfd, const char *path, struct statx *out);
+bool __wrap_io_is_nfs(int fd);
 int __wrap_io_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 int __wrap_io_seek(int fd, uint64_t off, int whence, uint64_t *out);
 int __wrap_io_lock_shared(int fd, uint64_t off);
@@ -44,6 +45,11 @@ int __wrap_io_statx(int dirfd, const char *path, struct statx *out)
 		out->stx_btime = (struct statx_timestamp){0};
 	}
 	return r;
+}
+
+bool __wrap_io_is_nfs(int fd)
+{
+	return true;
 }
 
 int __wrap_io_fallocate(int fd, int mode, uint64_t off, uint64_t len)
