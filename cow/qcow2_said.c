@@ -18,8 +18,8 @@
  * after it count for nothing, with a warning, and so does a head that is not ours: what is said
  * anew may then differ, and what is made up from it. No frozen byte depends on it.
  *
- * It counts in the budget, but is not refused for that: who copies what was frozen frees storage
- * the sooner, and this is little. What the budget did not take counts from the next load on.
+ * It counts in the budget, which may not refuse it: who copies what was frozen frees storage the
+ * sooner, and this is little.
  *
  * No state but has_said, that there may be a file, and said_charged, what it counts for. Calls for
  * one image come one after the other.
@@ -267,10 +267,10 @@ static void charge(struct ff_image *img, uint64_t size)
 {
 	uint64_t now = ff_round_up(size, CHARGED), had = atomic_load(&img->said_charged);
 
-	if (now < had)
+	if (now > had)
+		image_charge(img, now - had, true);
+	else
 		image_charge_back(img, had - now);
-	else if (now > had && image_charge(img, now - had, false))
-		now = had;
 	atomic_store(&img->said_charged, now);
 }
 

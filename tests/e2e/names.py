@@ -40,11 +40,12 @@ NAMES = [
     b"manifest",
     b"x-fleece-1.qcow2",
     b"x.xxh3",
+    b"x-fleece-1.zeros",
     b"snap~0123456789abcdef",
     b".hidden",
     b".dropped-1",
 ]
-DIRS = [b"", b"d\n" + b"r" * 253, b"\xff dir", b"manifest.tmp", b"y-fleece-1.qcow2"]
+DIRS = [b"", b"d\n" + b"r" * 253, b"\xff dir", b"manifest.tmp", b"y-fleece-1.qcow2", b"y-fleece-1.zeros"]
 DEEP = b"p" * 200
 
 

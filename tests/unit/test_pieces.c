@@ -61,8 +61,8 @@ Test(names, as_long_as_a_name_may_be_it_is_kept)
 
 Test(names, directories_do_not_stand_where_files_of_ours_do)
 {
-	static const char *const paths[] = {"manifest/x", "d-fleece-1.qcow2/x",
-	                                    "d-fleece-1.xxh3/x"};
+	static const char *const paths[] = {"manifest/x", "d-fleece-1.qcow2/x", "d-fleece-1.xxh3/x",
+	                                    "d-fleece-1.zeros/x"};
 
 	for (size_t i = 0; i < FF_ARRAY_SIZE(paths); i++) {
 		char *name = names_image(paths[i], 1);

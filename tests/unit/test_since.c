@@ -356,6 +356,8 @@ Test(since, full_budget, .init = setup, .fini = teardown, .timeout = 60)
 	fixture_open(&fx);
 	expect_same(first, read_image("new", NULL));
 	free(first.bytes);
+	ff_store_status(fx.store, &after);
+	cr_assert_gt(after.used_bytes, full.used_bytes, "it counts nevertheless");
 	cr_assert_eq(ff_store_drop(fx.store, "old"), 0);
 	cr_assert_eq(ff_store_drop(fx.store, "new"), 0);
 	ff_store_status(fx.store, &after);
