@@ -3,9 +3,9 @@
  *
  * Names are resolved in the frozen tree, by the rules of the kernel: "..", and symlinks, whose
  * targets are read likewise. Nothing outside of the snapshot is ever looked at: an absolute path
- * means something if it begins with the path of SOURCE or of the mount, and ".." above the root is
- * an error. QEMU takes the directory of an image to be that of the name it was opened by, so this
- * is what is kept of a file that was found through a symlink.
+ * means something if it begins with the path of SOURCE or of the mount, without symlinks or as it
+ * was given, and ".." above the root is an error. QEMU takes the directory of an image to be that
+ * of the name it was opened by, so this is what is kept of a file that was found through a symlink.
  *
  * The image is anybody's who may write to it, and the daemon may read all files: so whoever opens
  * it must be allowed to walk to the other file and to read it, by the frozen modes, as if it were
@@ -69,8 +69,6 @@ static const char *below(const char *path, const char *root)
 {
 	char a[NAME_MAX + 1], b[NAME_MAX + 1];
 
-	if (!root)
-		return NULL;
 	while (next_part(&root, a, sizeof a) == 0 && *a) {
 		do {
 			if (next_part(&path, b, sizeof b))
@@ -90,8 +88,9 @@ static int begin(const struct search *s, const char **path, const struct ff_froz
 	if (**path != '/')
 		return 0;
 	rest = below(*path, s->snap->store->source_path);
-	if (!rest)
-		rest = below(*path, s->asker->mount_path);
+	for (const char *const *root = s->asker->roots; !rest && root && *root; root++)
+		if (**root == '/')
+			rest = below(*path, *root);
 	if (!rest)
 		return fail(s, -EIO, "it lies outside of the directory that is mounted");
 	*path = rest;

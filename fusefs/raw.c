@@ -20,6 +20,7 @@
 
 #include "ff_util.h"
 #include "fusefs/derived.h"
+#include "fusefs/options.h"
 
 enum { SALT_RAW_DIR = 4, SALT_RAW = 5 };
 
@@ -79,10 +80,23 @@ static void file_stat(const struct node *node, struct stat *out)
 	out->st_blocks = (blkcnt_t)ff_div_up(m->size, 512);
 }
 
+enum { ROOTS = 4 };
+
+/* By which names in images may lead into SOURCE. */
+static const char *const *roots(const struct fs *fs, const char *out[ROOTS])
+{
+	out[0] = fs->mountpoint;
+	out[1] = fs->options->mountpoint;
+	out[2] = fs->options->source;
+	out[3] = NULL;
+	return out;
+}
+
 /* Counts the blocks, if that can be done. */
 static void count(const struct fs *fs, const struct node *node, struct raw_made *m)
 {
-	const struct ff_raw_asker us = {.mount_path = fs->mountpoint};
+	const char *paths[ROOTS];
+	const struct ff_raw_asker us = {.roots = roots(fs, paths)};
 	uint64_t blocks;
 	struct ff_raw *raw;
 
@@ -177,7 +191,8 @@ static int raw_open(struct fs *fs, struct node *node, int flags, const struct ca
                     struct handle **out)
 {
 	const struct raw_made *m = node->made;
-	struct ff_raw_asker asker = {fs->mountpoint, may, (void *)who};
+	const char *paths[ROOTS];
+	struct ff_raw_asker asker = {roots(fs, paths), may, (void *)who};
 	struct raw_file *f = calloc(1, sizeof *f);
 	int r;
 

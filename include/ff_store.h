@@ -377,7 +377,9 @@ int ff_raw_size(struct ff_snap *snap, const struct ff_frozen *f, uint64_t *size)
 
 /* Who asks. For an image may lead to other files of the snapshot. */
 struct ff_raw_asker {
-	const char *mount_path; /* where users see SOURCE, for names that begin so; absolute */
+	/* The paths by which users know SOURCE, besides its own without symlinks: names that begin
+	 * so are found. Ends with NULL; one that is not absolute is passed over. NULL: none. */
+	const char *const *roots;
 	/* May the caller read such a file, or (WHAT is 1, not 4) look names up in such a directory?
 	 * ACL: it has a list of rights too. NULL: the store itself asks. */
 	bool (*may)(void *ctx, const struct stat *st, bool acl, mode_t what);

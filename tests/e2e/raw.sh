@@ -336,6 +336,23 @@ for i in "${looks[@]}"; do
 done
 rmdir "$snaps/s"
 
+step "names that begin as SOURCE and MOUNTPOINT were given, by symlinks"
+umount_fs
+ln -s "$src" "$tmp/named"
+ln -s "$mnt" "$tmp/seen"
+img create -f qcow2 -u -F raw -b "$tmp/named/base/guest.img" "$src/vm/by-named.qcow2" 24M
+img create -f qcow2 -u -F raw -b "$tmp/seen/base/guest.img" "$src/vm/by-seen.qcow2" 24M
+img create -f qcow2 -u -F raw -b "$tmp/names/base/guest.img" "$src/bad/not-named.qcow2" 24M
+cp "$src/base/guest.img" "$tmp/guest.now"
+timeout 60 "$fleecefs" "$tmp/named" "$tmp/seen" --fleece-dir="$fleece" </dev/null >/dev/null
+mkdir "$snaps/s"
+cmp "$raw/vm/by-named.qcow2" "$tmp/guest.now"
+cmp "$raw/vm/by-seen.qcow2" "$tmp/guest.now"
+if cat "$raw/bad/not-named.qcow2" >/dev/null 2>&1; then fail "a name like SOURCE's is taken for it"; fi
+rmdir "$snaps/s"
+umount_fs "$tmp/seen"
+mount_fg -o allow_other
+
 step "a .raw of SOURCE itself is what is shown"
 mkdir "$mnt/.raw"
 echo mine >"$mnt/.raw/file"
