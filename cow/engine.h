@@ -34,6 +34,7 @@
 
 #include "cow/barrier.h"
 #include "cow/qcow2_image.h"
+#include "cow/qsource/kept.h"
 #include "cow/stats.h"
 #include "cow/tree.h"
 #include "ff_store.h"
@@ -217,7 +218,8 @@ struct ff_store {
 	struct guards *guards;     /* NULL: QEMU is not to be kept off the sources */
 	struct devices *devices;   /* NULL: no block device is served */
 	int source_lock_fd;
-	atomic_bool pulsing; /* the time is being written; who set it owns the next three */
+	struct qs_kept raw_kept; /* by the caches of decoded disks */
+	atomic_bool pulsing;     /* the time is being written; who set it owns the next three */
 	int pulse_fd;
 	int64_t pulse_time;
 	bool pulse_failed;

@@ -339,7 +339,7 @@ int ff_raw_open(struct ff_snap *snap, const struct ff_frozen *dir, const struct 
 		return r;
 	raw->snap = snap;
 	o.raw = raw;
-	r = qs_disk_create(damaged, raw, &raw->disk);
+	r = qs_disk_create(damaged, raw, &snap->store->raw_kept, &raw->disk);
 	if (!r)
 		r = add_layers(&o);
 	if (r) {

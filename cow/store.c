@@ -28,7 +28,8 @@ enum {
 	LOCK_POLL_MS = 20,
 	LOCK_MS = 1500,
 	LOCK_SAY_MS = 3000,
-	LOCK_ENDING_MS = 300000
+	LOCK_ENDING_MS = 300000,
+	RAW_KEPT_MAX = 64 << 20, /* bytes of all decoded disks together */
 };
 
 #define ENDING "ending\n" /* in the lock file, while the store is closed */
@@ -313,6 +314,7 @@ int ff_store_open(const struct ff_store_config *config, struct ff_store **out)
 	s->source_fd = s->fleece_fd = s->lock_fd = s->aside_fd = s->pulse_fd = s->source_lock_fd =
 	    -1;
 	init_locks(s);
+	s->raw_kept.max = RAW_KEPT_MAX;
 	s->many_fds = getrlimit(RLIMIT_NOFILE, &rl) == 0 && rl.rlim_cur / 2 < INT_MAX
 	                  ? (int)(rl.rlim_cur / 2)
 	                  : INT_MAX;

@@ -1,7 +1,7 @@
 /*
- * A cache of pieces of tables: SETS sets of WAYS pieces, 2 MiB when all are in use. A piece is
- * known by its layer, offset and length; the bytes cannot change, so nothing is ever out of date.
- * The file is read without the lock: two threads that miss the same piece both read it.
+ * A cache of pieces of tables: SETS sets of WAYS pieces, 2 MiB when all are in use and may be. A
+ * piece is known by its layer, offset and length; the bytes cannot change, so nothing is ever out
+ * of date. The file is read without the lock: two threads that miss the same piece both read it.
  *
  * Pieces are copied to whoever asks. That costs less than to count users, and leaves no state but
  * the table itself, which is under the lock.
@@ -23,17 +23,19 @@ struct piece {
 };
 
 struct qs_cache {
-	pthread_mutex_t lock; /* all of it */
+	struct qs_kept *kept; /* constant */
+	pthread_mutex_t lock; /* the rest */
 	uint64_t clock;
 	struct piece sets[SETS][WAYS];
 };
 
-int qs_cache_create(struct qs_cache **out)
+int qs_cache_create(struct qs_kept *kept, struct qs_cache **out)
 {
 	struct qs_cache *c = calloc(1, sizeof *c);
 
 	if (!c)
 		return -ENOMEM;
+	c->kept = kept;
 	pthread_mutex_init(&c->lock, NULL);
 	*out = c;
 	return 0;
@@ -45,7 +47,7 @@ void qs_cache_destroy(struct qs_cache *c)
 		return;
 	for (size_t s = 0; s < SETS; s++)
 		for (size_t w = 0; w < WAYS; w++)
-			free(c->sets[s][w].data);
+			qs_kept_free(c->kept, c->sets[s][w].data, QS_SLICE);
 	pthread_mutex_destroy(&c->lock);
 	free(c);
 }
@@ -72,7 +74,7 @@ static bool find(struct qs_cache *c, unsigned layer, uint64_t off, size_t len, u
 	return false;
 }
 
-/* Without memory it is just not kept. */
+/* Without memory, or if enough is kept, it is just not kept. */
 static void keep(struct qs_cache *c, unsigned layer, uint64_t off, size_t len, const uint8_t *buf)
 {
 	struct piece *set = set_of(c, layer, off), *p = set;
@@ -81,7 +83,7 @@ static void keep(struct qs_cache *c, unsigned layer, uint64_t off, size_t len, c
 	for (size_t w = 1; w < WAYS; w++)
 		if (set[w].used < p->used)
 			p = &set[w];
-	if (!p->data && !(p->data = malloc(QS_SLICE)))
+	if (!p->data && !(p->data = qs_kept_alloc(c->kept, QS_SLICE)))
 		return;
 	memcpy(p->data, buf, len);
 	p->layer = layer;

@@ -5,13 +5,14 @@
 #define FF_COW_QSOURCE_CACHE_H
 
 #include "cow/qsource/bytes.h"
+#include "cow/qsource/kept.h"
 
 #define QS_SLICE 4096u /* bytes, at most, of one piece */
 
 struct qs_cache;
 
-/* 0 or -ENOMEM. */
-int qs_cache_create(struct qs_cache **out);
+/* KEPT, which must live as long, bounds it. 0 or -ENOMEM. */
+int qs_cache_create(struct qs_kept *kept, struct qs_cache **out);
 void qs_cache_destroy(struct qs_cache *c);
 
 /* LEN bytes (at most QS_SLICE) at OFF of FILE, which has them; from the cache if they are there.

@@ -24,13 +24,14 @@ struct layer {
 struct qs_disk {
 	qs_damaged damaged;
 	void *ctx;
+	struct qs_kept *kept;
 	unsigned count;
 	struct qs_cache *cache;
 	struct qs_unpacked *unpacked;
 	struct layer layers[QS_LAYERS_MAX];
 };
 
-int qs_disk_create(qs_damaged damaged, void *ctx, struct qs_disk **out)
+int qs_disk_create(qs_damaged damaged, void *ctx, struct qs_kept *kept, struct qs_disk **out)
 {
 	struct qs_disk *d = calloc(1, sizeof *d);
 
@@ -38,7 +39,8 @@ int qs_disk_create(qs_damaged damaged, void *ctx, struct qs_disk **out)
 		return -ENOMEM;
 	d->damaged = damaged;
 	d->ctx = ctx;
-	if (qs_cache_create(&d->cache)) {
+	d->kept = kept;
+	if (qs_cache_create(kept, &d->cache)) {
 		free(d);
 		return -ENOMEM;
 	}
@@ -107,7 +109,7 @@ int qs_disk_complete(struct qs_disk *d)
 	for (unsigned i = 0; i < d->count; i++)
 		if (d->layers[i].image)
 			largest = FF_MAX(largest, d->layers[i].image->head.cluster_size);
-	return qs_unpacked_create(largest, &d->unpacked);
+	return qs_unpacked_create(largest, d->kept, &d->unpacked);
 }
 
 uint64_t qs_disk_size(const struct qs_disk *d)

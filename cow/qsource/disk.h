@@ -17,8 +17,9 @@ struct qs_disk;
  */
 typedef void (*qs_damaged)(void *ctx, unsigned layer, uint64_t off, const char *why);
 
-/* 0 or -ENOMEM. */
-int qs_disk_create(qs_damaged damaged, void *ctx, struct qs_disk **out);
+/* KEPT bounds what the caches keep of all disks that share it, and lives as long as they. 0 or
+ * -ENOMEM. */
+int qs_disk_create(qs_damaged damaged, void *ctx, struct qs_kept *kept, struct qs_disk **out);
 void qs_disk_destroy(struct qs_disk *d);
 
 /* Puts FILE, a qcow2 image, beneath the layers that there are: *HEAD, which lives as long as the

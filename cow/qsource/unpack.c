@@ -89,7 +89,8 @@ struct place {
 };
 
 struct qs_unpacked {
-	pthread_mutex_t lock; /* the following, and of each place all but the data */
+	struct qs_kept *kept; /* constant */
+	pthread_mutex_t lock; /* the rest but sizes, and of each place all but the data */
 	pthread_cond_t filled;
 	uint64_t clock;
 	size_t size;
@@ -97,7 +98,7 @@ struct qs_unpacked {
 	struct place places[PLACES];
 };
 
-int qs_unpacked_create(size_t size, struct qs_unpacked **out)
+int qs_unpacked_create(size_t size, struct qs_kept *kept, struct qs_unpacked **out)
 {
 	struct qs_unpacked *u = calloc(1, sizeof *u);
 
@@ -105,6 +106,7 @@ int qs_unpacked_create(size_t size, struct qs_unpacked **out)
 		return -ENOMEM;
 	pthread_mutex_init(&u->lock, NULL);
 	pthread_cond_init(&u->filled, NULL);
+	u->kept = kept;
 	u->size = size;
 	u->count = FF_MAX(2, FF_MIN(PLACES, KEPT_BYTES / FF_MAX(size, 1)));
 	*out = u;
@@ -116,10 +118,24 @@ void qs_unpacked_destroy(struct qs_unpacked *u)
 	if (!u)
 		return;
 	for (size_t i = 0; i < PLACES; i++)
-		free(u->places[i].data);
+		qs_kept_free(u->kept, u->places[i].data, u->size);
 	pthread_mutex_destroy(&u->lock);
 	pthread_cond_destroy(&u->filled);
 	free(u);
+}
+
+/* The place without users that was used least lately; WITH_DATA: of those that have memory. */
+static struct place *idle_place(struct qs_unpacked *u, bool with_data)
+{
+	struct place *best = NULL;
+
+	for (size_t i = 0; i < u->count; i++) {
+		struct place *p = &u->places[i];
+
+		if (p->users == 0 && (p->data || !with_data) && (!best || p->used < best->used))
+			best = p;
+	}
+	return best;
 }
 
 /* The place of the cluster, with one user more; *FILL: it is empty, to be filled and given back by
@@ -130,7 +146,6 @@ static struct place *take(struct qs_unpacked *u, unsigned layer, uint64_t cluste
 
 	FF_GUARD(&u->lock);
 again:
-	best = NULL;
 	for (size_t i = 0; i < u->count; i++) {
 		struct place *p = &u->places[i];
 
@@ -144,10 +159,11 @@ again:
 			*fill = false;
 			return p;
 		}
-		if (p->users == 0 && (!best || p->used < best->used))
-			best = p;
 	}
-	if (!best || (!best->data && !(best->data = malloc(u->size))))
+	best = idle_place(u, false);
+	if (best && !best->data && !(best->data = qs_kept_alloc(u->kept, u->size)))
+		best = idle_place(u, true);
+	if (!best)
 		return NULL;
 	best->layer = layer;
 	best->cluster = cluster;

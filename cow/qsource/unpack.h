@@ -8,14 +8,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cow/qsource/kept.h"
+
 /* Unpacks LEN bytes to exactly SIZE. What follows the packed data in BUF does not matter. -EIO:
  * that is not what they are; -ENOMEM. */
 int qs_unpack(bool zstd, const uint8_t *buf, size_t len, uint8_t *out, size_t size);
 
 struct qs_unpacked;
 
-/* Keeps clusters of up to SIZE bytes. 0 or -ENOMEM. */
-int qs_unpacked_create(size_t size, struct qs_unpacked **out);
+/* Keeps clusters of up to SIZE bytes, as far as KEPT, which must live as long, allows. 0 or
+ * -ENOMEM. */
+int qs_unpacked_create(size_t size, struct qs_kept *kept, struct qs_unpacked **out);
 void qs_unpacked_destroy(struct qs_unpacked *u);
 
 /* How to make a cluster: all SIZE bytes of it. */

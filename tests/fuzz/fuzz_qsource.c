@@ -161,13 +161,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct input in = {data, data + size};
 	unsigned mode = (unsigned)input_take(&in, 1), layers = 0;
 	static struct file image, raw;
+	struct qs_kept kept = {.max = 64 << 20};
 	struct qs_disk *d;
 	char why[QS_WHY];
 	int r;
 
 	make_file(&image, in, mode & MODE_PIECES);
 	make_file(&raw, in, false);
-	FUZZ_CHECK(qs_disk_create(damaged, &layers, &d) == 0);
+	FUZZ_CHECK(qs_disk_create(damaged, &layers, &kept, &d) == 0);
 	r = add(d, &image, &raw, mode, &layers);
 	if (!r && mode & MODE_TWICE)
 		r = add(d, &image, &raw, mode, &layers);
@@ -178,5 +179,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!r && qs_disk_complete(d) == 0)
 		use(d, in);
 	qs_disk_destroy(d);
+	FUZZ_CHECK(kept.bytes == 0);
 	return 0;
 }

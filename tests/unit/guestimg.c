@@ -25,6 +25,8 @@ static uint64_t next(uint64_t *rng)
 void guestimg_init(struct guestimg *g)
 {
 	memset(g, 0, sizeof *g);
+	g->own.max = 64 << 20;
+	g->kept = &g->own;
 	strcpy(g->dir, "/tmp/fleecefs-guest-XXXXXX");
 	cr_assert(mkdtemp(g->dir) != NULL);
 	g->dirfd = open(g->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -151,7 +153,7 @@ int guestimg_open(struct guestimg *g, const char *name)
 	bool raw = false;
 	int r;
 
-	cr_assert_eq(qs_disk_create(damaged, g, &g->disk), 0);
+	cr_assert_eq(qs_disk_create(damaged, g, g->kept, &g->disk), 0);
 	for (;;) {
 		const struct qs_bytes *file = add_file(g, name);
 

@@ -22,6 +22,7 @@ struct guestimg {
 	char dir[64];
 	int dirfd;
 	struct qs_disk *disk;
+	struct qs_kept own, *kept; /* kept: its own, or one that disks share */
 	unsigned files;
 	struct guest_file file[QS_LAYERS_MAX * 2];
 	char why[QS_WHY];

@@ -342,6 +342,38 @@ Test(qsource, odd_size)
 	guestimg_done(&g);
 }
 
+/* What many open disks keep together is bounded; what is not kept is as right. */
+Test(qsource, memory)
+{
+	enum { DISKS = 12, MOST = 3 << 20 };
+	struct qs_kept kept = {.max = MOST};
+	struct guestimg g[DISKS];
+	ff_autofree uint8_t *want = NULL;
+	size_t size, most = 0;
+	uint64_t data;
+
+	for (int i = 0; i < DISKS; i++) {
+		guestimg_init(&g[i]);
+		guestimg_raw(&g[i], "raw.img", BIG, 3);
+		cr_assert_eq(guestimg_run(&g[i],
+		                          "qemu-img convert -c -f raw -O qcow2 -o "
+		                          "cluster_size=%s raw.img disk.qcow2",
+		                          i % 2 ? "1m" : "512"),
+		             0);
+		g[i].kept = &kept;
+		cr_assert_eq(guestimg_open(&g[i], "disk.qcow2"), 0);
+	}
+	want = guestimg_load(&g[0], "raw.img", &size);
+	for (int i = 0; i < DISKS; i++) {
+		guestimg_compare(&g[i], want, size, &data);
+		most = FF_MAX(most, (size_t)kept.bytes);
+	}
+	cr_assert(most > MOST - (1 << 20) && most <= MOST, "%zu", most);
+	for (int i = 0; i < DISKS; i++)
+		guestimg_done(&g[i]);
+	cr_assert_eq(kept.bytes, 0);
+}
+
 /* --- threads --- */
 
 struct reader {
