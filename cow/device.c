@@ -256,6 +256,11 @@ static int try_claim(struct device *dev)
 	if (r)
 		return r;
 	lock_against_qemu(dev, fd);
+	r = device_have_counted(dev->rdev);
+	if (r)
+		ff_warning("%s: the kernel does not count what is written to it (%s): snapshots of "
+		           "it will not outlive an unmount",
+		           dev->path, strerror(-r));
 	device_touch(dev);
 	atomic_store(&dev->claim_fd, ff_take_fd(&fd));
 	return 0;

@@ -36,6 +36,9 @@ int device_block_size(int fd, unsigned *size);
 /* What shows at the next mount whether the device was left alone, in the shape that session.c
  * records: the size; as mtime the kernel's count of sectors written; as ctime its node's. */
 int device_evidence(int fd, struct stat *st);
+/* Has the kernel count the sectors written to a device of device mapper, if it does not yet; there
+ * is no such evidence else. -EOPNOTSUPP: it does not for another kind, and may not be able to. */
+int device_have_counted(dev_t rdev);
 /* Is this the identity of a block device? Of no file. */
 bool identity_is_device(const struct identity *id);
 

@@ -10,9 +10,10 @@
  * device while nobody looks leaves no trace in it, unlike a file's, whose ctime tells.
  *
  * Left alone. On the same boot the kernel counts the sectors written to a device, whoever writes: a
- * count that is what it was at a clean end means that nobody did. After a kill there is no such
- * record; a write by way of the node in /dev leaves its times newer than our death. What is written
- * beneath a device (to its backing file, to the whole disk of a partition) shows in neither.
+ * count that is what it was at a clean end means that nobody did. Device mapper, which Linux 6.1
+ * does not have counted by itself, is told to. After a kill there is no such record; a write by way
+ * of the node in /dev leaves its times newer than our death. What is written beneath a device (to
+ * its backing file, to the whole disk of a partition) shows in neither.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -187,6 +188,24 @@ int device_identify(int fd, struct identity *id)
 	    .btime_nsec = (uint32_t)hash.high64 % 1000000000,
 	};
 	return 0;
+}
+
+int device_have_counted(dev_t rdev)
+{
+	ff_autoclose int fd = -1;
+	char text[ATTRIBUTE], path[80];
+	bool partition = attribute(rdev, "partition", text) == 0;
+	int r = disk_attribute(rdev, partition, "queue/iostats", text);
+
+	if (r || strcmp(text, "0") != 0)
+		return r;
+	/* Some drivers never count, whatever they say: that would be taken for evidence. */
+	if (disk_attribute(rdev, partition, "dm/name", text))
+		return -EOPNOTSUPP;
+	snprintf(path, sizeof path, "/sys/dev/block/%u:%u/%squeue/iostats", major(rdev),
+	         minor(rdev), partition ? "../" : "");
+	r = io_openat(AT_FDCWD, path, O_WRONLY, 0, &fd);
+	return r ? r : io_pwrite(fd, "1", 1, 0);
 }
 
 /* Sectors written to the device, or thrown away, since it is there. */
