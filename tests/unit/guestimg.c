@@ -22,6 +22,13 @@ static uint64_t next(uint64_t *rng)
 	return *rng >> 33;
 }
 
+unsigned guestimg_number(const char *variable, unsigned otherwise)
+{
+	const char *value = getenv(variable);
+
+	return value ? (unsigned)strtoul(value, NULL, 10) : otherwise;
+}
+
 void guestimg_init(struct guestimg *g)
 {
 	memset(g, 0, sizeof *g);

@@ -29,6 +29,8 @@ struct guestimg {
 	char damage[QS_WHY]; /* the last that a read met */
 };
 
+/* What the environment has for VARIABLE, or OTHERWISE. */
+unsigned guestimg_number(const char *variable, unsigned otherwise);
 void guestimg_init(struct guestimg *g);
 void guestimg_done(struct guestimg *g);
 /* Runs shell commands in the directory; their status. */

@@ -216,13 +216,6 @@ ParameterizedTest(int *number, qsource, as_qemu)
 	guestimg_done(&g);
 }
 
-static unsigned number_of(const char *variable, unsigned otherwise)
-{
-	const char *value = getenv(variable);
-
-	return value ? (unsigned)strtoul(value, NULL, 10) : otherwise;
-}
-
 /* Makes an image of the class that libqcow reads right: no zero clusters, no backing file, zlib. */
 static void make_random(struct guestimg *g, unsigned *seed)
 {
@@ -255,7 +248,8 @@ static void make_random(struct guestimg *g, unsigned *seed)
 /* Both decoders and QEMU, over images made at random of what all three read. */
 Test(qsource, libqcow_random, .timeout = 1800)
 {
-	unsigned seed = number_of("SEED", (unsigned)getpid()), rounds = number_of("ROUNDS", 6);
+	unsigned seed = guestimg_number("SEED", (unsigned)getpid()),
+	         rounds = guestimg_number("ROUNDS", 6);
 
 	printf("seed %u\n", seed);
 	for (unsigned i = 0; i < rounds; i++) {

@@ -140,19 +140,12 @@ Test(qsource_damage, one_bad_entry)
 	guestimg_done(&g);
 }
 
-static unsigned number_of(const char *variable, unsigned otherwise)
-{
-	const char *value = getenv(variable);
-
-	return value ? (unsigned)strtoul(value, NULL, 10) : otherwise;
-}
-
 /* Bytes flipped at random. What is read without an error is what QEMU reads, if it reads. */
 Test(qsource_damage, damaged)
 {
-	unsigned seed = number_of("SEED", (unsigned)getpid()), same = 0, errors = 0,
+	unsigned seed = guestimg_number("SEED", (unsigned)getpid()), same = 0, errors = 0,
 	         qemu_errors = 0;
-	unsigned rounds = number_of("ROUNDS", 40);
+	unsigned rounds = guestimg_number("ROUNDS", 40);
 	struct guestimg g;
 
 	printf("seed %u\n", seed);
