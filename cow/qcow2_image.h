@@ -202,13 +202,15 @@ struct ff_said {
 };
 
 /* Calls FN for all that was added, in that order; *END is for what is to be added, 0: to a new
- * file. -EIO, logged: it cannot be read. None of these three at the same time as another. */
-int ff_image_said_load(struct ff_image *img, int (*fn)(void *ctx, const struct ff_said *said),
-                       void *ctx, uint64_t *end);
+ * file. FREEZE, here and below, tells the freeze of the view from all others whose image had the
+ * same number; what was added for another does not count. -EIO, logged: it cannot be read. None of
+ * these three at the same time as another. */
+int ff_image_said_load(struct ff_image *img, uint64_t freeze,
+                       int (*fn)(void *ctx, const struct ff_said *said), void *ctx, uint64_t *end);
 /* Adds to it, at *END, which moves on. -ENOSPC, -EDQUOT, -ENOMEM or -EIO, logged: nothing counts as
  * added. */
-int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said *said, size_t count,
-                      bool durable);
+int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
+                      const struct ff_said *said, size_t count, bool durable);
 /* Nobody will ask any more. */
 void ff_image_said_forget(struct ff_image *img);
 

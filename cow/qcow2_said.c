@@ -8,15 +8,20 @@
  *              the chunk is), those of which are zeros (SAID_BITS: all of the chunk is known), or
  *              those of which is known, then of which are zeros (SAID_SOME)
  *
- * All big-endian. WHOSE is a hash of the image's identity and of the disk's size in clusters, and
- * each checksum covers where its record stands and whose it is. The last record of a chunk is the
- * one that counts; it knows all that an earlier one did.
+ * All big-endian. WHOSE is a hash of the image's identity, of the disk's size in clusters and of
+ * what tells the freeze from others that had the same number (known.c): a file of one of these,
+ * put back here, would call zeros what is data now. Each checksum covers where its record stands
+ * and whose it is. The last record of a chunk is the one that counts; it knows all that an earlier
+ * one did.
  *
  * A file is only ever added to, and nothing is said before it stands there (where views are to
  * survive a loss of power: before it is durable). So a record that is not whole, at the end, was
  * never acted upon: it is cut off before the next is added. One in the middle is damage; it and all
  * after it count for nothing, with a warning, and so does a head that is not ours: what is said
- * anew may then differ, and what is made up from it. No frozen byte depends on it.
+ * anew may then differ, and what is made up from it.
+ *
+ * Frozen files do not depend on it. Images of .since do: what it calls zeros is left out of them,
+ * unread. So it is believed of nobody else's freeze, and not if the images disagree (zeros.c).
  *
  * It counts in the budget, which may not refuse it: who copies what was frozen frees storage the
  * sooner, and this is little.
@@ -38,7 +43,7 @@
 #include "ff_util.h"
 
 enum {
-	VERSION = 1,
+	VERSION = 2, /* 1: WHOSE did not tell freezes apart */
 	HEAD = 32,
 	HEAD_SUM = 24,
 	RECORD = 24, /* without its words */
@@ -51,22 +56,26 @@ enum {
 
 static const uint8_t magic[8] FF_NONSTRING = "fleezero";
 
-static uint64_t whose(const struct ff_image *img)
+static uint64_t whose(const struct ff_image *img, uint64_t freeze)
 {
 	const struct ff_image_desc *d = &img->desc;
-	uint64_t words[] = {
-	    d->seq,          d->disk_ino,    (uint64_t)d->disk_btime_sec, d->disk_btime_nsec,
-	    d->cluster_size, img->l.clusters};
+	uint64_t words[] = {d->seq,
+	                    d->disk_ino,
+	                    (uint64_t)d->disk_btime_sec,
+	                    d->disk_btime_nsec,
+	                    d->cluster_size,
+	                    img->l.clusters,
+	                    freeze};
 
 	return XXH3_64bits(words, sizeof words);
 }
 
-static void encode_head(const struct ff_image *img, uint8_t *buf)
+static void encode_head(uint64_t owner, uint8_t *buf)
 {
 	memset(buf, 0, HEAD);
 	memcpy(buf, magic, sizeof magic);
 	ff_put_be32(buf + 8, VERSION);
-	ff_put_be64(buf + 16, whose(img));
+	ff_put_be64(buf + 16, owner);
 	ff_put_be64(buf + HEAD_SUM, XXH3_64bits(buf, HEAD_SUM));
 }
 
@@ -170,8 +179,8 @@ static int read_all(struct reading *rd, const char *path,
 	return r;
 }
 
-int ff_image_said_load(struct ff_image *img, int (*fn)(void *ctx, const struct ff_said *said),
-                       void *ctx, uint64_t *end)
+int ff_image_said_load(struct ff_image *img, uint64_t freeze,
+                       int (*fn)(void *ctx, const struct ff_said *said), void *ctx, uint64_t *end)
 {
 	ff_autofree char *path = names_beside(img->path, FF_SAID_SUFFIX);
 	ff_autofree struct reading *rd = malloc(sizeof *rd);
@@ -197,7 +206,7 @@ int ff_image_said_load(struct ff_image *img, int (*fn)(void *ctx, const struct f
 		ff_error("%s: cannot be read: %s", path, strerror(-r));
 		return r == -ENOMEM ? r : -EIO;
 	}
-	encode_head(img, want);
+	encode_head(whose(img, freeze), want);
 	if (got < HEAD || memcmp(head, want, HEAD) != 0) {
 		ff_warning("%s: is damaged, or another image's, and made anew: copies of .since "
 		           "images may differ from older ones",
@@ -205,14 +214,15 @@ int ff_image_said_load(struct ff_image *img, int (*fn)(void *ctx, const struct f
 		return 0;
 	}
 	*rd = (struct reading){
-	    .img = img, .fd = fd, .owner = whose(img), .end = (uint64_t)st.st_size};
+	    .img = img, .fd = fd, .owner = whose(img, freeze), .end = (uint64_t)st.st_size};
 	return read_all(rd, path, fn, ctx, end);
 }
 
 /* --- adding --- */
 
-/* *FD: the file, which ends at *END from then on. */
-static int open_to_add(struct ff_image *img, const char *path, uint64_t *end, int *out)
+/* *OUT: the file, which ends at *END from then on. */
+static int open_to_add(struct ff_image *img, uint64_t owner, const char *path, uint64_t *end,
+                       int *out)
 {
 	ff_autoclose int fd = -1;
 	uint8_t head[HEAD];
@@ -233,7 +243,7 @@ static int open_to_add(struct ff_image *img, const char *path, uint64_t *end, in
 			r = io_open_beneath(img->dirfd, path,
 			                    O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, img->mode, &fd);
 		if (!r) {
-			encode_head(img, head);
+			encode_head(owner, head);
 			r = io_pwrite(fd, head, sizeof head, 0);
 		}
 		*end = HEAD;
@@ -242,11 +252,10 @@ static int open_to_add(struct ff_image *img, const char *path, uint64_t *end, in
 	return r;
 }
 
-static int write_records(struct ff_image *img, int fd, uint64_t off, const struct ff_said *said,
+static int write_records(uint64_t owner, int fd, uint64_t off, const struct ff_said *said,
                          size_t count)
 {
 	ff_autofree uint8_t *buf = malloc(ROOM);
-	uint64_t owner = whose(img);
 	size_t used = 0;
 	int r = buf ? 0 : -ENOMEM;
 
@@ -274,11 +283,11 @@ static void charge(struct ff_image *img, uint64_t size)
 	atomic_store(&img->said_charged, now);
 }
 
-int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said *said, size_t count,
-                      bool durable)
+int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
+                      const struct ff_said *said, size_t count, bool durable)
 {
 	ff_autofree char *path = names_beside(img->path, FF_SAID_SUFFIX);
-	uint64_t size = FF_MAX(*end, (uint64_t)HEAD), at = *end;
+	uint64_t size = FF_MAX(*end, (uint64_t)HEAD), at = *end, owner = whose(img, freeze);
 	ff_autoclose int fd = -1;
 	int r = path ? 0 : -ENOMEM;
 
@@ -288,10 +297,10 @@ int ff_image_said_add(struct ff_image *img, uint64_t *end, const struct ff_said 
 		r = -ENOENT;
 	if (!r) {
 		atomic_store(&img->has_said, true);
-		r = open_to_add(img, path, &at, &fd);
+		r = open_to_add(img, owner, path, &at, &fd);
 	}
 	if (!r)
-		r = write_records(img, fd, at, said, count);
+		r = write_records(owner, fd, at, said, count);
 	if (!r && durable)
 		r = *end ? io_fdatasync(fd) : io_fsync(fd);
 	if (!r && durable && !*end)

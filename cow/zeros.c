@@ -14,7 +14,9 @@
  * They stand beside the image as well (qcow2_said.c), from before the first use that is made of
  * them: zeros_keep() puts there what is fresh, of whoever asked, and who makes something up lets
  * nobody see it before. What stands there is loaded when it is first asked for. All of it cannot
- * be given up while the view can be read, and goes when that is dropped or given up.
+ * be given up while the view can be read, and goes when that is dropped or given up. Zeros are
+ * saved as zeros: if an image has data where zeros were said to be, it is damaged, or not of this
+ * freeze, and nothing of it counts.
  *
  * Only "zeros" needs proof; what is called data is read anyway. A hole of the source is one of the
  * view if the cluster is still the source's after the hole was seen (frozen readers reason in the
@@ -29,6 +31,8 @@
 #include <string.h>
 
 #include "cow/changes.h"
+#include "cow/names.h"
+#include "ff_log.h"
 #include "ff_util.h"
 
 enum { KINDS = 512 };
@@ -147,18 +151,116 @@ static int take(void *ctx, const struct ff_said *said)
 	if (!(*at = chunk_new()))
 		return -ENOMEM;
 	memcpy((*at)->zero, said->zero, sizeof(*at)->zero);
-	if (said->kind == FF_SAID_SOME)
+	if (said->kind == FF_SAID_SOME) {
 		memcpy((*at)->known, said->known, sizeof(*at)->zero);
-	else
+		for (unsigned w = 0; w < CHANGES_WORDS; w++)
+			(*at)->zero[w] &= said->known[w];
+	} else {
 		free(ff_take_ptr(&(*at)->known));
+	}
 	return 0;
+}
+
+/* Numbers of snapshots come back; with the mount that made them they do not (known.c). Older
+ * fleecefs told of none: then it is the time. L's snapshot is held, and stays L's for so long. */
+static uint64_t freeze_of(const struct link *l)
+{
+	const struct ff_snap *snap = l->snap;
+
+	return snap->made
+	           ? snap->made
+	           : (uint64_t)snap->created.tv_sec * 1000000000 + (uint64_t)snap->created.tv_nsec;
+}
+
+static void empty(struct zero_map *m)
+{
+	for (size_t i = 0; i < m->count; i++) {
+		chunk_free(ff_take_ptr(&m->chunks[i]));
+		m->state[i] = CHUNK_BITS;
+	}
+	m->stored = 0;
+}
+
+/* Looks at clusters that the image of OWNER has: of at most *COUNT, how many are alike, and what.
+ */
+static int look_owned(struct link *owner, uint64_t first, uint64_t *count, uint8_t *kind)
+{
+	uint8_t kinds[KINDS];
+	uint64_t n = FF_MIN(*count, (uint64_t)KINDS), i = 0;
+	int r = ff_image_kinds(owner->img, first, n, kinds);
+
+	if (r)
+		return r;
+	while (i < n && kinds[i] == kinds[0])
+		i++;
+	*kind = kinds[0];
+	*count = i;
+	return 0;
+}
+
+/* Is one of these, which are said to be zeros, stored as data? */
+static int disproved(struct link *l, uint64_t first, uint64_t end, bool *out)
+{
+	struct barrier *reads = l->disk->store->reads;
+	unsigned token = barrier_enter(reads);
+	int r = 0;
+
+	while (first < end && !*out && !r) {
+		uint8_t kind = FF_KIND_NONE;
+		struct owner o;
+		uint64_t n = chain_resolve(l, first, end - first, &o);
+
+		if (o.kind == OWNER_LINK)
+			r = look_owned(o.link, first, &n, &kind);
+		*out = kind == FF_KIND_DATA;
+		first += n;
+	}
+	barrier_exit(reads, token);
+	return r == -ENOMEM ? r : r ? -EIO : 0;
+}
+
+/* Lock: the map's. */
+static int any_disproved(struct zero_map *m, struct link *l, bool *out)
+{
+	int r = 0;
+
+	*out = false;
+	for (size_t i = 0; i < m->count && !r && !*out; i++) {
+		const struct chunk *c = m->chunks[i];
+		unsigned count = changes_count(l, i), at = 0, to;
+		uint64_t base = (uint64_t)i * CHANGES_MAX;
+
+		if (m->state[i] == CHUNK_ZERO)
+			r = disproved(l, base, base + count, out);
+		for (; c && !r && !*out && (at = bits_find(c->zero, at, count, true)) < count;
+		     at = to) {
+			to = bits_find(c->zero, at, count, false);
+			r = disproved(l, base + at, base + to, out);
+		}
+	}
+	return r;
 }
 
 /* Lock: the map's. */
 static int load(struct zero_map *m, struct link *l)
 {
-	int r = m->loaded ? 0 : ff_image_said_load(l->img, take, m, &m->stored);
+	ff_autofree char *path = NULL;
+	bool bad = false;
+	int r;
 
+	if (m->loaded)
+		return 0;
+	r = ff_image_said_load(l->img, freeze_of(l), take, m, &m->stored);
+	if (!r)
+		r = any_disproved(m, l, &bad);
+	if (r || bad)
+		empty(m);
+	if (bad) {
+		path = names_beside(ff_image_path(l->img), FF_SAID_SUFFIX);
+		ff_warning("%s: calls zeros what is stored as data, and counts for nothing: "
+		           "copies of .since images may differ from older ones",
+		           path ? path : ff_image_path(l->img));
+	}
 	m->loaded = !r;
 	return r;
 }
@@ -199,7 +301,7 @@ int zeros_keep(struct link *l)
 	for (size_t i = 0; i < m->count; i++)
 		if (m->fresh[i])
 			said[n++] = said_of(m, i);
-	r = ff_image_said_add(l->img, &m->stored, said, n, durable);
+	r = ff_image_said_add(l->img, freeze_of(l), &m->stored, said, n, durable);
 	for (size_t i = 0; !r && i < m->count; i++)
 		m->fresh[i] = false;
 	return r;
@@ -255,22 +357,6 @@ static int look_live(struct link *l, uint64_t first, uint64_t *count, struct ext
 	return 0;
 }
 
-/* The same of what the image of OWNER has. */
-static int look_owned(struct link *owner, uint64_t first, uint64_t *count, bool *zero)
-{
-	uint8_t kinds[KINDS];
-	uint64_t n = FF_MIN(*count, (uint64_t)KINDS), i = 0;
-	int r = ff_image_kinds(owner->img, first, n, kinds);
-
-	if (r)
-		return r;
-	while (i < n && kinds[i] == kinds[0])
-		i++;
-	*zero = kinds[0] == FF_KIND_ZERO;
-	*count = i;
-	return 0;
-}
-
 /* Looks at the clusters [first, end), whose bits begin with BASE's. The caller has the barrier
  * `reads`. */
 static int find_out(struct link *l, uint64_t base, uint64_t first, uint64_t end, struct extent *e,
@@ -279,13 +365,15 @@ static int find_out(struct link *l, uint64_t base, uint64_t first, uint64_t end,
 	while (first < end) {
 		struct owner o;
 		uint64_t n = chain_resolve(l, first, end - first, &o);
+		uint8_t kind = FF_KIND_ZERO;
 		bool zero = true;
 		int r = 0;
 
 		if (o.kind == OWNER_LIVE)
 			r = look_live(l, first, &n, e, &zero);
 		else if (o.kind == OWNER_LINK)
-			r = look_owned(o.link, first, &n, &zero);
+			r = look_owned(o.link, first, &n, &kind);
+		zero &= kind == FF_KIND_ZERO;
 		if (r)
 			return r == -ENOMEM ? r : -EIO;
 		if (zero)

@@ -19,6 +19,7 @@
 #define SAID  "i.zeros"
 
 enum { CS = 4096, CHUNKS = 3, FIX_HEAD = 1, FIX_SUMS = 2, HEAD = 32, RECORD = 24, MOST = 4096 };
+enum { FREEZE = 9 };
 enum { CLUSTERS = (CHUNKS - 1) * FF_SAID_WORDS * 64 + 5 };
 
 static const struct ff_image_desc desc = {
@@ -56,7 +57,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	size_t size;
 
 	FUZZ_CHECK(ff_image_create(fuzz_dir(), IMAGE, 0600, &desc, "/s/d", "raw", &img) == 0);
-	FUZZ_CHECK(ff_image_said_add(img, &end, &more, 1, true) == 0);
+	FUZZ_CHECK(ff_image_said_add(img, FREEZE, &end, &more, 1, true) == 0);
 	ff_image_free(img);
 	image = file_of(IMAGE, &image_size);
 	said = file_of(SAID, &size);
@@ -118,11 +119,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	fuzz_put(SAID, said, size);
 	FUZZ_CHECK(ff_image_load(fuzz_dir(), IMAGE, &img) == 0);
 	first.count = again.count = 0;
-	FUZZ_CHECK(ff_image_said_load(img, tell, &first, &end) == 0);
+	FUZZ_CHECK(ff_image_said_load(img, FREEZE, tell, &first, &end) == 0);
 	FUZZ_CHECK(end <= size);
 	if (first.count < MOST) {
-		FUZZ_CHECK(ff_image_said_add(img, &end, &more, 1, false) == 0);
-		FUZZ_CHECK(ff_image_said_load(img, tell, &again, &end) == 0);
+		FUZZ_CHECK(ff_image_said_add(img, FREEZE, &end, &more, 1, false) == 0);
+		FUZZ_CHECK(ff_image_said_load(img, FREEZE, tell, &again, &end) == 0);
 		FUZZ_CHECK(again.count == first.count + 1);
 		FUZZ_CHECK(memcmp(first.hash, again.hash, first.count * 8) == 0);
 	}

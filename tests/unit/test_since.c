@@ -391,6 +391,84 @@ Test(since, budget_of_zeros, .init = setup, .fini = teardown, .timeout = 60)
 	cr_assert_eq(after.used_bytes, 0);
 }
 
+/* What a file says is of one freeze: a file of another, of the same number and name, is not this
+ * one's. */
+Test(since, zeros_of_another_freeze, .init = setup, .fini = teardown, .timeout = 60)
+{
+	static char data[10 * CLUSTER];
+	struct image first, again;
+	char path[200], kept[200];
+
+	snprintf(path, sizeof path, "%s/s/a-fleece-1.zeros", fx.fleece);
+	snprintf(kept, sizeof kept, "%s/kept", fx.root);
+	punch(0, sizeof data);
+	cr_assert_eq(ff_store_freeze(fx.store, "s", 0), 0);
+	first = read_image("s", NULL);
+	cr_assert_eq(rename(path, kept), 0);
+	cr_assert_eq(ff_store_drop(fx.store, "s"), 0);
+	fixture_close(&fx);
+	fixture_open(&fx);
+	write_at(0, sizeof data, 'x');
+	cr_assert_eq(ff_store_freeze(fx.store, "s", 0), 0);
+	fixture_close(&fx);
+	cr_assert_eq(rename(kept, path), 0);
+	fixture_open(&fx);
+	again = read_image("s", NULL);
+	cr_assert_eq(again.size, first.size + sizeof data);
+	memset(data, 'x', sizeof data);
+	cr_assert(memmem(again.bytes, again.size, data, sizeof data) != NULL);
+	free(first.bytes);
+	free(again.bytes);
+}
+
+/* So is not what an image that has data contradicts. */
+Test(since, zeros_that_are_data, .init = setup, .fini = teardown, .timeout = 60)
+{
+	static const enum ff_said_kind kinds[] = {FF_SAID_ZERO, FF_SAID_BITS, FF_SAID_SOME};
+	uint64_t bits[FF_SAID_WORDS] = {1 << 7}; /* the cluster that is saved, and no other */
+	struct image first, again;
+	struct ff_snap *snap;
+
+	cr_assert_eq(ff_store_freeze(fx.store, "new", 0), 0);
+	first = read_image("new", NULL);
+	write_at(7 * CLUSTER, CLUSTER, 'x');
+	for (size_t i = 0; i < FF_ARRAY_SIZE(kinds); i++) {
+		struct ff_said said = {.kind = kinds[i], .known = bits, .zero = bits};
+		uint64_t end = 0;
+
+		fixture_close(&fx);
+		fixture_open(&fx);
+		cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+		cr_assert_eq(
+		    ff_image_said_add(snap->links[0]->img, snap->made, &end, &said, 1, false), 0);
+		ff_snap_put(snap);
+		again = read_image("new", NULL);
+		expect_same(first, again);
+	}
+	free(first.bytes);
+}
+
+/* What nothing is known of is not zeros, whatever the file says. */
+Test(since, zeros_of_the_unknown, .init = setup, .fini = teardown, .timeout = 60)
+{
+	uint64_t known[FF_SAID_WORDS] = {1 << 3}, zero[FF_SAID_WORDS] = {1 << 7};
+	struct ff_said said = {.kind = FF_SAID_SOME, .known = known, .zero = zero};
+	struct image first, again;
+	struct ff_snap *snap;
+	uint64_t end = 0;
+
+	cr_assert_eq(ff_store_freeze(fx.store, "new", 0), 0);
+	first = read_image("new", NULL);
+	fixture_close(&fx);
+	fixture_open(&fx);
+	cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+	cr_assert_eq(ff_image_said_add(snap->links[0]->img, snap->made, &end, &said, 1, false), 0);
+	ff_snap_put(snap);
+	again = read_image("new", NULL);
+	expect_same(first, again);
+	free(first.bytes);
+}
+
 Test(since, snapshots_between, .init = setup, .fini = teardown, .timeout = 60)
 {
 	static const char *const names[] = {"old", "one", "two", "three", "new"};
