@@ -49,6 +49,7 @@ struct link *link_new(struct ff_disk *d, struct fleece_dir *dir, struct ff_snap 
 		atomic_init(&l->why, reason_text(ff_image_desc(img)->why));
 		atomic_init(&l->torn, ff_image_desc(img)->torn);
 		atomic_init(&l->broken, true);
+		atomic_init(&l->recorded, true);
 	}
 	if (ff_image_is_broken(img) || ff_image_preserved(img) > 0 || ff_image_has_ledger(img))
 		stats_notable(l);

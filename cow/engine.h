@@ -90,6 +90,7 @@ struct link {
 	atomic_bool checkpoint;     /* its snapshot is one: the view is never read again; set under
 	                               chain, once storage has it; never cleared */
 	atomic_bool noted;          /* a note on SOURCE's side says that it is broken */
+	atomic_bool recorded;       /* broken, and so to a later mount; never cleared */
 	bool unrecorded;            /* broken, and no storage took it; lock: disk.claims */
 	atomic_uint_fast64_t flushed; /* that many of the saves are durable */
 	atomic_int pins;            /* taken within `writes` or under chain; writers saving to it */

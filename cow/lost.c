@@ -18,6 +18,7 @@
  * A view is: whole → broken, being recorded (disk.recording counts it) → recorded
  *                                                                      → unrecorded → recorded
  * Writers that rely on a loss wait while any is being recorded, and go on when none is unrecorded.
+ * A later mount may take a view for whole that is not recorded; so what it needs is kept (needs.c).
  *
  * An image that is not there, or cannot be read, when a mount begins may be there again at a later
  * one, and knows nothing of what was changed meanwhile. So it gets a note, too, before the first
@@ -182,6 +183,8 @@ int lost_record(struct link *l, bool hangs)
 	r = record(l, hangs);
 	disk_unuse(d);
 
+	if (!r)
+		atomic_store(&l->recorded, true);
 	FF_GUARD(&d->claim_lock);
 	d->recording--;
 	if (r && !l->unrecorded) {
@@ -285,6 +288,7 @@ static void recall(struct ff_store *s, int dirfd, const char *name, const char *
 	atomic_store(&l->noted, true);
 	atomic_store(&l->why, WHY_NOTED);
 	atomic_store(&l->broken, true);
+	atomic_store(&l->recorded, true);
 	stats_notable(l);
 	chain_recount(l->disk);
 	if (write_header(l))

@@ -1,8 +1,9 @@
 /*
  * Who still needs old data.
  *
- * A view needs a cluster that it may have to read: it is shown, not broken, not that of a
- * checkpoint, and has not given the cluster up. It needs it from the first link, from its own on,
+ * A view needs a cluster that it may have to read: it is shown, not broken (or storage does not
+ * know of that yet, so that a later mount would read it), not that of a checkpoint, and has not
+ * given the cluster up. It needs it from the first link, from its own on,
  * that marks it; so what link L holds of a cluster, or would hold if it saved it, is needed if some
  * view from L's to the oldest is such a one, and no link from that view's up to L's neighbour marks
  * the cluster. Views older than one that begins beyond the end of the next newer link's disk read
@@ -46,12 +47,24 @@ static void first_bits(uint64_t count, uint64_t *bits)
 		                               : (UINT64_C(1) << (count - w * 64)) - 1;
 }
 
-bool link_is_readable(const struct link *l)
+typedef bool (*reads_fn)(const struct link *l);
+
+/* May its view be read? A change that goes on for want of one waits in lost_settled(). Lock: chain.
+ */
+static bool is_read(const struct link *l)
 {
 	return l->snap && !atomic_load(&l->checkpoint) && !atomic_load(&l->broken);
 }
 
-void needs_of(struct link *l, uint64_t first, unsigned count, uint64_t *needed)
+/* The same by a later mount, too, which does not know of a loss that storage was not told of. Lock:
+ * chain, or admin held. */
+static bool may_be_read(const struct link *l)
+{
+	return l->snap && !atomic_load(&l->checkpoint) && !atomic_load(&l->recorded);
+}
+
+static void needed_by(reads_fn reads, struct link *l, uint64_t first, unsigned count,
+                      uint64_t *needed)
 {
 	uint64_t left[NEEDS_WORDS], bits[NEEDS_WORDS], there[NEEDS_WORDS], any = 1;
 
@@ -65,7 +78,7 @@ void needs_of(struct link *l, uint64_t first, unsigned count, uint64_t *needed)
 		ff_image_released_bits(o->img, first, count, bits);
 		for (unsigned w = 0; w * 64 < count; w++) {
 			left[w] &= there[w];
-			if (link_is_readable(o))
+			if (reads(o))
 				needed[w] |= left[w] & ~bits[w];
 		}
 		if (o->older)
@@ -75,6 +88,11 @@ void needs_of(struct link *l, uint64_t first, unsigned count, uint64_t *needed)
 			any |= left[w];
 		}
 	}
+}
+
+void needs_of(struct link *l, uint64_t first, unsigned count, uint64_t *needed)
+{
+	needed_by(is_read, l, first, count, needed);
 }
 
 unsigned needs_run(const uint64_t *needed, unsigned at, unsigned count, bool *set)
@@ -91,7 +109,7 @@ unsigned needs_run(const uint64_t *needed, unsigned at, unsigned count, bool *se
 static bool is_needed(struct link *l)
 {
 	FF_GUARD(&l->disk->store->chain);
-	while (l && !link_is_readable(l))
+	while (l && !may_be_read(l))
 		l = l->older;
 	return l != NULL;
 }
@@ -134,7 +152,7 @@ static int record(struct link *l, struct link *older, uint64_t first, unsigned c
 	unsigned n;
 	int r = 0;
 
-	needs_of(l, first, count, needed);
+	needed_by(may_be_read, l, first, count, needed);
 	for (unsigned at = 0; !r && at < count; at += n) {
 		bool set;
 
@@ -206,7 +224,7 @@ int needs_sweep_link(struct link *l)
 
 static bool keeps_all(const struct link *l)
 {
-	return link_is_readable(l) && !ff_image_has_ledger(l->img);
+	return may_be_read(l) && !ff_image_has_ledger(l->img);
 }
 
 /* Of one link. A hidden one keeps its bits until it is swept as a whole. */

@@ -8,11 +8,8 @@
 
 enum { NEEDS_MAX = 256, NEEDS_WORDS = NEEDS_MAX / 64 };
 
-/* May its view be read at all? Lock: chain, or admin held. */
-bool link_is_readable(const struct link *l);
-
 /* In NEEDED, NEEDS_WORDS words: which of COUNT clusters from FIRST on, at most NEEDS_MAX, does some
- * view need from what L holds of them, or would hold? L is in its chain. Takes the chain lock. */
+ * view need from what L would hold of them? L is in its chain. Takes the chain lock. */
 void needs_of(struct link *l, uint64_t first, unsigned count, uint64_t *needed);
 /* Length of the run of bits from AT on, below COUNT, that are all set or all clear. */
 unsigned needs_run(const uint64_t *needed, unsigned at, unsigned count, bool *set);
