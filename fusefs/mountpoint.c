@@ -21,6 +21,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -52,7 +53,7 @@ static void unescape(char *s)
 struct mount_line {
 	char *line;
 	size_t size;
-	char *at, *type, *source;
+	char *at, *type, *source, *options; /* the last: of the filesystem */
 };
 
 /* Takes the line apart; false: it is no such line. */
@@ -69,7 +70,8 @@ static bool take_apart(struct mount_line *m)
 	m->at = word;
 	m->type = strtok_r(dash + 3, " ", &rest);
 	m->source = strtok_r(NULL, " ", &rest);
-	if (!m->at || !m->type || !m->source)
+	m->options = strtok_r(NULL, " \n", &rest);
+	if (!m->at || !m->type || !m->source || !m->options)
 		return false;
 	unescape(m->at);
 	unescape(m->source);
@@ -240,12 +242,34 @@ struct neighbour {
 	char *source; /* one that lies around ours, or inside; owned */
 };
 
+/* Is the mount root's, or our user's? Others may give theirs any name. */
+static bool is_trusted(const struct mount_line *m)
+{
+	const char *id = strstr(m->options, "user_id=");
+	unsigned long uid = id ? strtoul(id + strlen("user_id="), NULL, 10) : ULONG_MAX;
+
+	return uid == 0 || uid == geteuid();
+}
+
+/* Its SOURCE is locked while it is at work (see cow/guard.c); no look can be had at one that its
+ * mount covers. */
+static bool is_at_work(const struct mount_line *m)
+{
+	ff_autoclose int fd = -1;
+
+	if (strcmp(m->at, m->source) == 0)
+		return true;
+	fd = open(m->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 || (flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK);
+}
+
 static bool is_neighbour(void *ctx, const struct mount_line *m)
 {
 	struct neighbour *n = ctx;
 
 	if (strcmp(m->type, TYPE) != 0 ||
-	    (!is_below(m->source, n->p->source) && !is_below(n->p->source, m->source)))
+	    (!is_below(m->source, n->p->source) && !is_below(n->p->source, m->source)) ||
+	    !is_trusted(m) || !is_at_work(m))
 		return true;
 	n->source = strdup(m->source);
 	return !n->source;

@@ -48,7 +48,12 @@ mkdir "$tmp/mnt3" "$tmp/third"
 grep -q "another fleecefs has $tmp/space b/inner mounted" "$tmp/out" || fail "$(cat "$tmp/out")"
 timeout 30 "$fleecefs" "$tmp/space b" "$tmp/mnt3" --fleece-dir="$tmp/third" --source-lock=off </dev/null
 umount_fs "$tmp/mnt3"
-umount_fs "$tmp/mnt2"
+pids=$(daemons " $tmp/mnt2 ")
+kill -KILL "$pids"
+wait_for 20 gone "$pids"
+timeout 30 "$fleecefs" "$tmp/space b" "$tmp/mnt3" --fleece-dir="$tmp/third" </dev/null || fail "one that is dead is in the way"
+umount_fs "$tmp/mnt3"
+umount -l "$tmp/mnt2"
 timeout 30 "$fleecefs" "$mnt/dir" "$tmp/mnt2" --fleece-dir="$tmp/other" </dev/null
 writes "$tmp/mnt2/b.img" || fail "on another's mount: $(cat "$tmp/out")"
 umount_fs "$tmp/mnt2"
