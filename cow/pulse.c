@@ -60,6 +60,7 @@ static int replace(struct ff_store *s, const char *text, int *out)
 
 static int write_time(struct ff_store *s)
 {
+	bool fresh = s->pulse_fd < 0;
 	struct timespec now;
 	char text[24];
 	int r;
@@ -67,11 +68,11 @@ static int write_time(struct ff_store *s)
 	clock_gettime(CLOCK_REALTIME, &now);
 	s->pulse_time = FF_MAX(s->pulse_time, (int64_t)now.tv_sec);
 	snprintf(text, sizeof text, "%020lld\n", (long long)s->pulse_time);
-	r = s->pulse_fd < 0 ? replace(s, text, &s->pulse_fd)
-	                    : io_pwrite(s->pulse_fd, text, strlen(text), 0);
-	if (!r && disk_each(s, is_durable, NULL))
-		r = io_fdatasync(s->pulse_fd);
-	return r;
+	r = fresh ? replace(s, text, &s->pulse_fd) : io_pwrite(s->pulse_fd, text, strlen(text), 0);
+	if (r || !disk_each(s, is_durable, NULL))
+		return r;
+	r = io_fdatasync(s->pulse_fd);
+	return r || !fresh ? r : io_fsync(s->fleece_fd);
 }
 
 static int pulse_job(void *ctx)
