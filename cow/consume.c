@@ -152,9 +152,8 @@ int ff_reader_release(struct ff_reader *rd, off_t off, off_t len)
 static bool skips_hole(struct ff_reader *rd, const struct consumer *c, uint64_t off)
 {
 	off_t data;
-	int r = ff_reader_seek(rd, (off_t)c->end, SEEK_DATA, &data);
 
-	return r == -ENXIO || (!r && (uint64_t)data >= off);
+	return reader_seek_below(rd, c->end, off, SEEK_DATA, &data) == -ENXIO;
 }
 
 /* Of what was read ahead of the run, the piece that begins first. There is one. */

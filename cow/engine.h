@@ -411,6 +411,8 @@ int recover(struct ff_store *s);
 /* --- consume.c, reader.c --- */
 struct consumer;
 struct consumer *reader_consumer(struct ff_reader *rd, struct ff_snap **snap);
+/* As ff_reader_seek() of a file that ends at LIMIT, if not sooner: looks no further. */
+int reader_seek_below(struct ff_reader *rd, uint64_t at, uint64_t limit, int whence, off_t *out);
 
 /* --- checkpoint.c --- */
 /* Is the snapshot in this directory a checkpoint? */

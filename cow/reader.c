@@ -445,15 +445,13 @@ static int seek_step(struct ff_reader *rd, uint64_t at, uint64_t size, int whenc
 	}
 }
 
-int ff_reader_seek(struct ff_reader *rd, off_t off, int whence, off_t *out)
+int reader_seek_below(struct ff_reader *rd, uint64_t at, uint64_t limit, int whence, off_t *out)
 {
-	uint64_t size = (uint64_t)rd->inode->st.st_size, at = (uint64_t)off, end, found;
+	uint64_t size = FF_MIN((uint64_t)rd->inode->st.st_size, limit), end, found;
 	struct barrier *reads = rd->hold.snap->store->reads;
 	int r;
 
-	if (whence != SEEK_DATA && whence != SEEK_HOLE)
-		return -EINVAL;
-	if (off < 0 || at >= size)
+	if (at >= size)
 		return -ENXIO;
 	while (at < size) {
 		unsigned token = barrier_enter(reads);
@@ -474,4 +472,11 @@ int ff_reader_seek(struct ff_reader *rd, off_t off, int whence, off_t *out)
 		return -ENXIO;
 	*out = (off_t)size;
 	return 0;
+}
+
+int ff_reader_seek(struct ff_reader *rd, off_t off, int whence, off_t *out)
+{
+	if (whence != SEEK_DATA && whence != SEEK_HOLE)
+		return -EINVAL;
+	return off < 0 ? -ENXIO : reader_seek_below(rd, (uint64_t)off, UINT64_MAX, whence, out);
 }
