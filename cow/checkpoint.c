@@ -7,7 +7,8 @@
  *      was. Where a view was promised to survive a loss of power, the mark is durable before 3.
  *   3. Its links become those of a checkpoint: writers save nothing for it any more, and note in
  *      its ledger, or in that of the newest link, that a cluster has changed.
- *   4. Sweep (needs.c): what no other view needs of what is saved becomes a bit, and goes.
+ *   4. Sweep (needs.c): what no other view needs of what is saved becomes a bit, and goes. So does
+ *      what was said of zeros (zeros.c).
  *
  * A daemon killed between 2 and the end of 4 leaves data that nobody needs: the next mount sweeps
  * again. None is given up before the mark stands, so there is no snapshot that lacks data.

@@ -8,7 +8,7 @@
  * Where a view was promised to survive power loss, step 2 is made durable before 3 begins.
  *
  * A daemon killed after step 2 leaves .dropped-NUMBER; the next mount loads its images as hidden
- * links and collects again.
+ * links, forgets what was said of their zeros (zeros.c), and collects again.
  */
 #include <dirent.h>
 #include <errno.h>

@@ -26,6 +26,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cow/changes.h"
 #include "cow/device.h"
 #include "cow/io.h"
 #include "cow/reasons.h"
@@ -407,7 +408,17 @@ static int set_backings(struct ff_disk *d, void *ctx)
 	return 0;
 }
 
-/* What a checkpoint that was cut short did not come to. */
+/* What a checkpoint or a drop that was cut short did not come to: nobody asks what was said of the
+ * zeros of a view that cannot be read. */
+static int forget_zeros(struct ff_disk *d, void *ctx)
+{
+	for (struct link *l = atomic_load(&d->top); l; l = l->older)
+		if (!l->snap || atomic_load(&l->checkpoint))
+			zeros_drop(l);
+	return 0;
+}
+
+/* The same of a checkpoint's data. */
 static int sweep(struct ff_disk *d, void *ctx)
 {
 	needs_sweep(d);
@@ -470,6 +481,7 @@ int recover(struct ff_store *s)
 	if (!r)
 		r = session_begin(s);
 	if (!r) {
+		disk_each(s, forget_zeros, NULL);
 		drop_collect(s, rc.hidden, rc.hidden_count);
 		disk_each(s, sweep, NULL);
 		disk_each(s, set_backings, NULL);

@@ -8,6 +8,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdbool.h>
@@ -467,6 +468,44 @@ Test(since, zeros_of_the_unknown, .init = setup, .fini = teardown, .timeout = 60
 	again = read_image("new", NULL);
 	expect_same(first, again);
 	free(first.bytes);
+}
+
+/* Killed before it was forgotten, as a checkpoint and as a dropped snapshot whose image stays. */
+Test(since, zeros_left_by_a_kill, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_store_status before, after;
+	char path[200], kept[200], hidden[200];
+	struct ff_snap *snap;
+	glob_t found;
+
+	snprintf(kept, sizeof kept, "%s/kept", fx.root);
+	snprintf(hidden, sizeof hidden, "%s/.dropped-*/a-fleece-2.qcow2", fx.fleece);
+	said_path(path, sizeof path);
+	two_views();
+	write_at(20 * CLUSTER, CLUSTER, 'y');
+	free(read_image("new", NULL).bytes);
+	cr_assert_eq(link(path, kept), 0);
+	cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+	cr_assert_eq(ff_snap_checkpoint(snap), 0);
+	ff_snap_put(snap);
+	ff_store_status(fx.store, &before);
+	fixture_close(&fx);
+	cr_assert_eq(link(kept, path), 0);
+	fixture_open(&fx);
+	cr_assert_eq(said_size(), -ENOENT);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes, before.used_bytes);
+	cr_assert_eq(ff_store_drop(fx.store, "new"), 0);
+	ff_store_status(fx.store, &before);
+	fixture_close(&fx);
+	cr_assert_eq(glob(hidden, 0, NULL, &found), 0, "the older view needs it");
+	strcpy(strrchr(strcpy(path, found.gl_pathv[0]), '.'), ".zeros");
+	globfree(&found);
+	cr_assert_eq(link(kept, path), 0);
+	fixture_open(&fx);
+	cr_assert_eq(access(path, F_OK), -1);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes, before.used_bytes);
 }
 
 Test(since, snapshots_between, .init = setup, .fini = teardown, .timeout = 60)
