@@ -198,6 +198,12 @@ int ff_image_said_load(struct ff_image *img, uint64_t freeze,
 	r = open_regular(img->dirfd, path, O_RDONLY, &fd);
 	if (r == -ENOENT)
 		return 0;
+	if (r == -EINVAL || r == -ELOOP) {
+		ff_warning("%s: is no regular file, hence not fleecefs's, and made anew: copies of "
+		           ".since images may differ from older ones",
+		           path);
+		return 0;
+	}
 	if (!r)
 		r = io_fstat(fd, &st);
 	if (!r)
@@ -306,8 +312,12 @@ int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
 	if (!r && durable && !*end)
 		r = image_sync_directory(img);
 	if (r) {
+		bool strange = r == -EISDIR || r == -EINVAL || r == -ELOOP;
+
 		ff_error("%s: what was found out about zeros cannot be kept: %s",
-		         path ? path : img->path, strerror(-r));
+		         path ? path : img->path,
+		         strange ? "what is in its place is no regular file: move it away"
+		                 : strerror(-r));
 		return r == -ENOSPC || r == -EDQUOT || r == -ENOMEM ? r : -EIO;
 	}
 	charge(img, size);
@@ -324,7 +334,10 @@ int image_said_look(struct ff_image *img)
 	/* what cannot be looked at may be one: then it is an error when somebody asks */
 	atomic_store(&img->has_said, r != -ENOENT);
 	if (!r && S_ISREG(sx.stx_mode)) {
-		atomic_store(&img->said_charged, ff_round_up(sx.stx_size, CHARGED));
+		/* no more than what it takes: ours has no holes, another one may be all holes */
+		uint64_t size = FF_MIN(sx.stx_size, sx.stx_blocks * 512);
+
+		atomic_store(&img->said_charged, ff_round_up(size, CHARGED));
 		atomic_fetch_add(&img->allocated, atomic_load(&img->said_charged));
 	}
 	return r == -ENOMEM ? r : 0;

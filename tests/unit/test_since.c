@@ -508,6 +508,39 @@ Test(since, zeros_left_by_a_kill, .init = setup, .fini = teardown, .timeout = 60
 	cr_assert_eq(after.used_bytes, before.used_bytes);
 }
 
+/* Something else in its place: it is made anew, and counts for what it takes. */
+Test(since, strange_zeros, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_store_status before, after;
+	char path[200], other[200];
+	struct stat st;
+	int fd;
+
+	said_path(path, sizeof path);
+	snprintf(other, sizeof other, "%s/other", fx.root);
+	two_views();
+	ff_store_status(fx.store, &before);
+	fixture_close(&fx);
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+	cr_assert(fd >= 0 && !ftruncate(fd, (off_t)1 << 42) && !close(fd));
+	fixture_open(&fx);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes, before.used_bytes);
+	free(read_image("new", NULL).bytes);
+	cr_assert_lt(said_size(), 1 << 20);
+	fixture_close(&fx);
+	cr_assert(rename(path, other) == 0 && symlink("../../other", path) == 0);
+	fixture_open(&fx);
+	free(read_image("new", NULL).bytes);
+	cr_assert(lstat(path, &st) == 0 && S_ISREG(st.st_mode));
+	fixture_close(&fx);
+	cr_assert(unlink(path) == 0 && mkfifo(path, 0600) == 0);
+	fixture_open(&fx);
+	free(read_image("new", NULL).bytes);
+	cr_assert(lstat(path, &st) == 0 && S_ISREG(st.st_mode));
+	cr_assert(stat(other, &st) == 0 && st.st_size > 0);
+}
+
 Test(since, snapshots_between, .init = setup, .fini = teardown, .timeout = 60)
 {
 	static const char *const names[] = {"old", "one", "two", "three", "new"};
