@@ -47,7 +47,8 @@ static bool reserved(const char *name, size_t len)
 	       is_name(name, len, NAMES_UNFINISHED) || is_name(name, len, NAMES_MAKING) ||
 	       is_name(name, len, NAMES_CHECKPOINT) || ends_with(name, len, ".qcow2") ||
 	       ends_with(name, len, ".xxh3") || ends_with(name, len, "." LEDGER_SUFFIX) ||
-	       ends_with(name, len, "." FF_SAID_SUFFIX) || ends_with(name, len, ".backing") ||
+	       ends_with(name, len, "." FF_SAID_SUFFIX) ||
+	       ends_with(name, len, "." FF_SAID_NEW_SUFFIX) || ends_with(name, len, ".backing") ||
 	       ends_with(name, len, ".tmp");
 }
 
@@ -161,8 +162,10 @@ bool names_ours(const char *name)
 	    strcmp(name + 17, ".backing") == 0)
 		return true;
 	end = after_number(name);
-	return end && (strcmp(end, ".qcow2") == 0 || strcmp(end, ".xxh3") == 0 ||
-	               strcmp(end, "." LEDGER_SUFFIX) == 0 || strcmp(end, "." FF_SAID_SUFFIX) == 0);
+	return end &&
+	       (strcmp(end, ".qcow2") == 0 || strcmp(end, ".xxh3") == 0 ||
+	        strcmp(end, "." LEDGER_SUFFIX) == 0 || strcmp(end, "." FF_SAID_SUFFIX) == 0 ||
+	        strcmp(end, "." FF_SAID_NEW_SUFFIX) == 0);
 }
 
 bool names_is_systems(const char *name)

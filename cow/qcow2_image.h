@@ -184,8 +184,9 @@ int ff_image_clear(struct ff_image *img, bool durable);
 
 /* --- what was said of the zeros of its view: see qcow2_said.c, zeros.c --- */
 
-#define FF_SAID_SUFFIX "zeros" /* no longer than that of the image, which may fill a name */
-#define FF_SAID_WORDS  512u    /* of 64 clusters each: a chunk */
+#define FF_SAID_SUFFIX     "zeros" /* no longer than that of the image, which may fill a name */
+#define FF_SAID_NEW_SUFFIX "zero~" /* one that is to take its place */
+#define FF_SAID_WORDS      512u    /* of 64 clusters each: a chunk */
 
 enum ff_said_kind {
 	FF_SAID_DATA, /* no cluster of the chunk is known to be zeros, and that is final */
@@ -204,13 +205,20 @@ struct ff_said {
 /* Calls FN for all that was added, in that order; *END is for what is to be added, 0: to a new
  * file. FREEZE, here and below, tells the freeze of the view from all others whose image had the
  * same number; what was added for another does not count. -EIO, logged: it cannot be read. None of
- * these three at the same time as another. */
+ * these at the same time as another. */
 int ff_image_said_load(struct ff_image *img, uint64_t freeze,
                        int (*fn)(void *ctx, const struct ff_said *said), void *ctx, uint64_t *end);
 /* Adds to it, at *END, which moves on. -ENOSPC, -EDQUOT, -ENOMEM or -EIO, logged: nothing counts as
  * added. */
 int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
                       const struct ff_said *said, size_t count, bool durable);
+/* Where a file that ends at END, 0: none, ends when these have been added. */
+uint64_t ff_image_said_size(uint64_t end, const struct ff_said *said, size_t count);
+/* Puts a file of these, which must be all that was ever added and more, in the place of one that is
+ * longer. The old one is there, or the new one, whatever happens. Errors are logged; then
+ * ff_image_said_add() may do for what is new. */
+int ff_image_said_replace(struct ff_image *img, uint64_t freeze, uint64_t *end,
+                          const struct ff_said *said, size_t count, bool durable);
 /* Nobody will ask any more. */
 void ff_image_said_forget(struct ff_image *img);
 

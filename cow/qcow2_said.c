@@ -15,10 +15,13 @@
  * one did.
  *
  * A file is only ever added to, and nothing is said before it stands there (where views are to
- * survive a loss of power: before it is durable). So a record that is not whole, at the end, was
- * never acted upon: it is cut off before the next is added. One in the middle is damage; it and all
- * after it count for nothing, with a warning, and so does a head that is not ours: what is said
- * anew may then differ, and what is made up from it.
+ * survive a loss of power: before it is durable). When most of it is records that count no more,
+ * another is made with one for each chunk, REL-fleece-N.zero~, made durable if need be, and renamed
+ * over it: the old one is there, or the new one. What a kill leaves of that goes at the next mount.
+ *
+ * So a record that is not whole, at the end, was never acted upon: it is cut off before the next is
+ * added. One in the middle is damage; it and all after it count for nothing, with a warning, and so
+ * does a head that is not ours: what is said anew may then differ, and what is made up from it.
  *
  * Frozen files do not depend on it. Images of .since do: what it calls zeros is left out of them,
  * unread. So it is believed of nobody else's freeze, and not if the images disagree (zeros.c).
@@ -226,12 +229,29 @@ int ff_image_said_load(struct ff_image *img, uint64_t freeze,
 
 /* --- adding --- */
 
+/* A new file, which has a head and no more. */
+static int make_file(struct ff_image *img, uint64_t owner, const char *path, int *out)
+{
+	ff_autoclose int fd = -1;
+	uint8_t head[HEAD];
+	int r = io_unlinkat(img->dirfd, path, 0);
+
+	if (!r || r == -ENOENT)
+		r = io_open_beneath(img->dirfd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW,
+		                    img->mode, &fd);
+	if (!r) {
+		encode_head(owner, head);
+		r = io_pwrite(fd, head, sizeof head, 0);
+	}
+	*out = r ? -1 : ff_take_fd(&fd);
+	return r;
+}
+
 /* *OUT: the file, which ends at *END from then on. */
 static int open_to_add(struct ff_image *img, uint64_t owner, const char *path, uint64_t *end,
                        int *out)
 {
 	ff_autoclose int fd = -1;
-	uint8_t head[HEAD];
 	struct stat st;
 	int r;
 
@@ -244,14 +264,7 @@ static int open_to_add(struct ff_image *img, uint64_t owner, const char *path, u
 		if (!r && (uint64_t)st.st_size > *end)
 			r = io_truncate(fd, *end);
 	} else {
-		r = io_unlinkat(img->dirfd, path, 0);
-		if (!r || r == -ENOENT)
-			r = io_open_beneath(img->dirfd, path,
-			                    O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, img->mode, &fd);
-		if (!r) {
-			encode_head(owner, head);
-			r = io_pwrite(fd, head, sizeof head, 0);
-		}
+		r = make_file(img, owner, path, &fd);
 		*end = HEAD;
 	}
 	*out = r ? -1 : ff_take_fd(&fd);
@@ -289,16 +302,59 @@ static void charge(struct ff_image *img, uint64_t size)
 	atomic_store(&img->said_charged, now);
 }
 
+uint64_t ff_image_said_size(uint64_t end, const struct ff_said *said, size_t count)
+{
+	uint64_t size = FF_MAX(end, (uint64_t)HEAD);
+
+	for (size_t i = 0; i < count; i++)
+		size += record_size(said[i].kind);
+	return size;
+}
+
+/* Should only the last step fail, *END stays beyond the end of what is there then: adding to it
+ * fails, and the next of these makes it right. */
+int ff_image_said_replace(struct ff_image *img, uint64_t freeze, uint64_t *end,
+                          const struct ff_said *said, size_t count, bool durable)
+{
+	ff_autofree char *path = names_beside(img->path, FF_SAID_SUFFIX);
+	ff_autofree char *new = names_beside(img->path, FF_SAID_NEW_SUFFIX);
+	uint64_t size = ff_image_said_size(0, said, count), owner = whose(img, freeze);
+	ff_autoclose int fd = -1;
+	int r;
+
+	if (!path || !new)
+		return -ENOMEM;
+	if (atomic_load(&img->unlinked))
+		return -ENOENT;
+	r = make_file(img, owner, new, &fd);
+	if (!r)
+		r = write_records(owner, fd, HEAD, said, count);
+	if (!r && durable)
+		r = io_fsync(fd);
+	if (!r)
+		r = io_renameat(img->dirfd, new, img->dirfd, path, 0);
+	if (r)
+		io_unlinkat(img->dirfd, new, 0);
+	else if (durable)
+		r = image_sync_directory(img);
+	if (r) {
+		ff_warning("%s: cannot be made smaller: %s", path, strerror(-r));
+		return r;
+	}
+	charge(img, size);
+	*end = size;
+	return 0;
+}
+
 int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
                       const struct ff_said *said, size_t count, bool durable)
 {
 	ff_autofree char *path = names_beside(img->path, FF_SAID_SUFFIX);
-	uint64_t size = FF_MAX(*end, (uint64_t)HEAD), at = *end, owner = whose(img, freeze);
+	uint64_t size = ff_image_said_size(*end, said, count), at = *end;
+	uint64_t owner = whose(img, freeze);
 	ff_autoclose int fd = -1;
 	int r = path ? 0 : -ENOMEM;
 
-	for (size_t i = 0; i < count; i++)
-		size += record_size(said[i].kind);
 	if (!r && atomic_load(&img->unlinked))
 		r = -ENOENT;
 	if (!r) {
@@ -328,9 +384,12 @@ int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
 int image_said_look(struct ff_image *img)
 {
 	ff_autofree char *path = names_beside(img->path, FF_SAID_SUFFIX);
+	ff_autofree char *new = names_beside(img->path, FF_SAID_NEW_SUFFIX);
 	struct statx sx;
-	int r = path ? io_statx(img->dirfd, path, &sx) : -ENOMEM;
+	int r = path && new ? io_statx(img->dirfd, path, &sx) : -ENOMEM;
 
+	if (new)
+		io_unlinkat(img->dirfd, new, 0); /* what a kill has left */
 	/* what cannot be looked at may be one: then it is an error when somebody asks */
 	atomic_store(&img->has_said, r != -ENOENT);
 	if (!r && S_ISREG(sx.stx_mode)) {

@@ -35,7 +35,10 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-enum { KINDS = 512 };
+enum {
+	KINDS = 512,
+	SMALL = 65536, /* a file up to this long is never made anew to be shorter */
+};
 _Static_assert(FF_SAID_WORDS == CHANGES_WORDS, "a chunk is one on storage, too");
 
 enum chunk_state {
@@ -280,28 +283,53 @@ static struct ff_said said_of(const struct zero_map *m, size_t i)
 	};
 }
 
-int zeros_keep(struct link *l)
+/* What is known of each chunk, or only of the fresh ones. Lock: the map's. */
+static int gather(const struct zero_map *m, bool all, struct ff_said **out, size_t *count)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < m->count; i++)
+		n += m->fresh[i] || (all && (m->chunks[i] || m->state[i] != CHUNK_BITS));
+	*count = n;
+	*out = calloc(n + 1, sizeof **out);
+	if (!*out)
+		return -ENOMEM;
+	for (size_t i = 0; i < m->count; i++)
+		if (m->fresh[i] || (all && (m->chunks[i] || m->state[i] != CHUNK_BITS)))
+			(*out)[--n] = said_of(m, i);
+	return 0;
+}
+
+/* Puts what is fresh on storage. When a file with nothing else would be less than half as long, it
+ * is made anew. Lock: the map's. */
+static int keep(struct zero_map *m, struct link *l, const struct ff_said *fresh, size_t count)
 {
 	bool durable = l->disk->store->cfg.durable || atomic_load(&l->disk->durable);
+	uint64_t then = ff_image_said_size(m->stored, fresh, count);
+	ff_autofree struct ff_said *all = NULL;
+	size_t n;
+
+	if (then > SMALL && gather(m, true, &all, &n) == 0 &&
+	    then / 2 > ff_image_said_size(0, all, n) &&
+	    ff_image_said_replace(l->img, freeze_of(l), &m->stored, all, n, durable) == 0)
+		return 0;
+	return ff_image_said_add(l->img, freeze_of(l), &m->stored, fresh, count, durable);
+}
+
+int zeros_keep(struct link *l)
+{
 	ff_autofree struct ff_said *said = NULL;
 	struct zero_map *m = atomic_load(&l->zeros);
-	size_t n = 0, fresh = 0;
+	size_t n;
 	int r;
 
 	if (!m)
 		return 0;
 	FF_GUARD(&m->lock);
-	for (size_t i = 0; i < m->count; i++)
-		fresh += m->fresh[i];
-	if (!fresh)
-		return 0;
-	said = calloc(fresh, sizeof *said);
-	if (!said)
-		return -ENOMEM;
-	for (size_t i = 0; i < m->count; i++)
-		if (m->fresh[i])
-			said[n++] = said_of(m, i);
-	r = ff_image_said_add(l->img, freeze_of(l), &m->stored, said, n, durable);
+	r = gather(m, false, &said, &n);
+	if (r || !n)
+		return r;
+	r = keep(m, l, said, n);
 	for (size_t i = 0; !r && i < m->count; i++)
 		m->fresh[i] = false;
 	return r;

@@ -127,7 +127,8 @@ static void removed(struct gc *g, const char *path, uint64_t bytes, int r)
 /* The files beside it first: while the image is there, it leads to all. */
 static void remove_image(struct gc *g, const struct inv_image *img)
 {
-	static const char *const beside[] = {"xxh3", LEDGER_SUFFIX, FF_SAID_SUFFIX};
+	static const char *const beside[] = {"xxh3", LEDGER_SUFFIX, FF_SAID_SUFFIX,
+	                                     FF_SAID_NEW_SUFFIX};
 	int dir = g->place.fleece_fd, r = 0;
 	uint64_t bytes = img->allocated;
 

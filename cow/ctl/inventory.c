@@ -138,7 +138,8 @@ static bool is_in(const struct inv_dir *dir, const char *path)
 
 static int take_file(struct reading *rd, const char *name, const char *path)
 {
-	static const char *const beside[] = {".xxh3", "." LEDGER_SUFFIX, "." FF_SAID_SUFFIX};
+	static const char *const beside[] = {".xxh3", "." LEDGER_SUFFIX, "." FF_SAID_SUFFIX,
+	                                     "." FF_SAID_NEW_SUFFIX};
 
 	if (strcmp(name, MANIFEST_NAME) == 0)
 		return 0;

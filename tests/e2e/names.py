@@ -41,6 +41,7 @@ NAMES = [
     b"x-fleece-1.qcow2",
     b"x.xxh3",
     b"x-fleece-1.zeros",
+    b"x-fleece-1.zero~",
     b"snap~0123456789abcdef",
     b".hidden",
     b".dropped-1",

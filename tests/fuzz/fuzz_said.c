@@ -126,6 +126,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		FUZZ_CHECK(ff_image_said_load(img, FREEZE, tell, &again, &end) == 0);
 		FUZZ_CHECK(again.count == first.count + 1);
 		FUZZ_CHECK(memcmp(first.hash, again.hash, first.count * 8) == 0);
+		again.count = 0;
+		FUZZ_CHECK(ff_image_said_replace(img, FREEZE, &end, &more, 1, false) == 0);
+		FUZZ_CHECK(end == ff_image_said_size(0, &more, 1));
+		FUZZ_CHECK(ff_image_said_load(img, FREEZE, tell, &again, &end) == 0);
+		FUZZ_CHECK(again.count == 1 && end == ff_image_said_size(0, &more, 1));
 	}
 	ff_image_said_forget(img);
 	FUZZ_CHECK(faccessat(fuzz_dir(), SAID, F_OK, 0) != 0 && errno == ENOENT);

@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cow/changes.h"
 #include "cow/io.h"
 #include "ff_util.h"
 #include "fixture.h"
@@ -539,6 +540,86 @@ Test(since, strange_zeros, .init = setup, .fini = teardown, .timeout = 60)
 	free(read_image("new", NULL).bytes);
 	cr_assert(lstat(path, &st) == 0 && S_ISREG(st.st_mode));
 	cr_assert(stat(other, &st) == 0 && st.st_size > 0);
+}
+
+/* Whether cluster AT of the newest view is said to be zeros, which is kept at once. */
+static bool ask(struct link *l, unsigned at)
+{
+	uint64_t wanted[CHANGES_WORDS] = {0}, zero[CHANGES_WORDS];
+
+	bits_set(wanted, at % CHANGES_MAX, at % CHANGES_MAX + 1);
+	disk_use(l->disk);
+	cr_assert_eq(zeros_bits(l, at / CHANGES_MAX, wanted, zero), 0);
+	cr_assert_eq(zeros_keep(l), 0);
+	disk_unuse(l->disk);
+	return bits_find(zero, 0, CHANGES_MAX, true) == at % CHANGES_MAX;
+}
+
+/* One cluster more each time, again and again: the file does not grow for ever, and says the same
+ * when the source would say something else. */
+Test(since, zeros_made_smaller, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_store_status empty, after;
+	bool said[SIZE / CLUSTER], shrunk = false;
+	unsigned far = CHANGES_MAX + 7; /* of another chunk, which is asked about only once */
+	struct ff_snap *snap;
+	char left[200];
+	off_t last = 0;
+	int fd;
+
+	snprintf(left, sizeof left, "%s/a", fx.source);
+	cr_assert_eq(truncate(left, (off_t)(far + 7) * CLUSTER), 0);
+	two_views();
+	ff_store_status(fx.store, &empty);
+	cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+	cr_assert(ask(snap->links[0], far));
+	for (unsigned i = 98; i < 118; i++) {
+		said[i] = ask(snap->links[0], i);
+		cr_assert_eq(said[i], i >= 100 && i < 110);
+		cr_assert(said_size() <= 65536, "it only grows");
+		shrunk |= said_size() < last;
+		last = said_size();
+	}
+	cr_assert(shrunk);
+	ff_snap_put(snap);
+	ff_store_status(fx.store, &after);
+	cr_assert_eq(after.used_bytes - empty.used_bytes, ff_round_up((uint64_t)last, 4096));
+	turn_over();
+	write_at((off_t)far * CLUSTER, CLUSTER, 0);
+	fixture_close(&fx);
+	snprintf(left, sizeof left, "%s/new/a-fleece-2.zero~", fx.fleece);
+	fd = open(left, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	cr_assert(fd >= 0 && !close(fd));
+	fixture_open(&fx);
+	cr_assert_eq(access(left, F_OK), -1, "what a kill left stays");
+	cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+	for (unsigned i = 98; i < 118; i++)
+		cr_assert_eq(ask(snap->links[0], i), said[i]);
+	cr_assert(ask(snap->links[0], far));
+	ff_snap_put(snap);
+	cr_assert_eq(said_size(), last);
+}
+
+/* Where it cannot be made smaller, it is added to. */
+Test(since, zeros_stay_large, .init = setup, .fini = teardown, .timeout = 60)
+{
+	struct ff_snap *snap;
+	char way[200];
+
+	fixture_close(&fx);
+	fx.config.durable = true;
+	fixture_open(&fx);
+	two_views();
+	snprintf(way, sizeof way, "%s/new/a-fleece-2.zero~", fx.fleece);
+	cr_assert_eq(mkdir(way, 0700), 0);
+	cr_assert_eq(ff_snap_get(fx.store, "new", &snap), 0);
+	for (unsigned i = 98; i < 118; i++)
+		cr_assert_eq(ask(snap->links[0], i), i >= 100 && i < 110);
+	cr_assert(said_size() > 65536);
+	cr_assert_eq(rmdir(way), 0);
+	ask(snap->links[0], 118);
+	cr_assert(said_size() < 65536);
+	ff_snap_put(snap);
 }
 
 Test(since, snapshots_between, .init = setup, .fini = teardown, .timeout = 60)
