@@ -12,7 +12,7 @@ qmp_call() {
 		complain "fleece-qmp is not installed"
 		return 69
 	}
-	"$program" "$@" </dev/null 8>&- 9>&-
+	"$program" "$@" </dev/null 7>&- 8>&- 9>&-
 }
 
 mount_source() {
@@ -36,7 +36,7 @@ mount_source() {
 		fi
 		will mount "$mnt"
 		# a session of its own: a terminal's signal to both would leave a mount that comes later
-		setsid -w "$program" "$source" "$mnt" "${options[@]}" </dev/null 8>&- 9>&- || bail 73 "$source cannot be mounted"
+		setsid -w "$program" "$source" "$mnt" "${options[@]}" </dev/null 7>&- 8>&- 9>&- || bail 73 "$source cannot be mounted"
 		note "mounted $source on $mnt in $((SECONDS - begin)) s"
 	fi
 	status_file=$mnt/.fleecefs/status.json
@@ -92,7 +92,7 @@ freeze() {
 		}
 		note "frozen: $(cat "$place/frozen") filesystems of ${guests[number]#* }"
 	done
-	mkdir -- "$snapshot" 2>"$place/error" 8>&- 9>&- || status=$?
+	mkdir -- "$snapshot" 2>"$place/error" 7>&- 8>&- 9>&- || status=$?
 	if [ $status != 0 ]; then
 		# one that was made by somebody else meanwhile is not ours; but a mkdir that was killed may have made it
 		[ $status -gt 128 ] || unset "made[snapshot]"

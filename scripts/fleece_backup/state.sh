@@ -294,6 +294,8 @@ clear_leftovers() {
 }
 
 child=
+# nothing ever comes from here
+exec 7<> <(:)
 started=
 phase=
 stopped=
@@ -326,11 +328,15 @@ on_signal() {
 	finish "$2"
 }
 
-# Runs "$@" in a session of its own and waits for it, so that a signal is answered at once.
+# Runs "$@" in a session of its own and waits for it, so that a signal is answered at once. bash misses a signal
+# that comes just before its `wait` begins to wait, until the child ends; so that waits for who has ended alone.
 run() {
 	local status=0
-	FLEECE_RUN=$token setsid setpriv --pdeathsig TERM env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "$@" <&0 8>&- 9>&- &
+	FLEECE_RUN=$token setsid setpriv --pdeathsig TERM env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "$@" <&0 7>&- 8>&- 9>&- &
 	child=$!
+	while kill -0 "$child" 2>/dev/null; do
+		read -rt .1 -u 7 _ || :
+	done
 	wait "$child" || status=$?
 	return $status
 }
@@ -360,7 +366,7 @@ last_hook() {
 	[ -n "$hook" ] || return 0
 	hook_words "$1"
 	hook_environment
-	timeout -k 5 600 env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "${words[@]}" </dev/null 8>&- 9>&- || {
+	timeout -k 5 600 env --default-signal=INT,QUIT,HUP,TERM,PIPE -- "${words[@]}" </dev/null 7>&- 8>&- 9>&- || {
 		complain "the hook failed at $1"
 		return 1
 	}

@@ -118,7 +118,7 @@ start_progress() {
 	[ "$kind" != incremental ] || total=$planned
 	[ -z "$quiet" ] || return 0
 	setpriv --pdeathsig TERM "${python[@]}" "$parts/fleece_backup/helper.py" progress "$status_file" "$name" "$total" \
-		</dev/null 8>&- 9>&- &
+		</dev/null 7>&- 8>&- 9>&- &
 	progress=$!
 }
 progress=
