@@ -30,6 +30,7 @@
 #include <xxhash.h>
 
 #include "cow/device.h"
+#include "cow/ending.h"
 #include "cow/io.h"
 #include "ff_util.h"
 

@@ -32,6 +32,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "cow/ending.h"
 #include "cow/engine.h"
 #include "cow/text_file.h"
 #include "ff_log.h"

@@ -21,6 +21,7 @@
 #include <time.h>
 
 #include "cow/device.h"
+#include "cow/ending.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/late.h"

@@ -7,6 +7,7 @@
 #ifndef FF_COW_RECOVERY_H
 #define FF_COW_RECOVERY_H
 
+#include "cow/ending.h"
 #include "cow/engine.h"
 
 /* An image, or the place where one should be (img NULL). */

@@ -31,6 +31,7 @@
 #include <string.h>
 
 #include "cow/device.h"
+#include "cow/ending.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/text_file.h"

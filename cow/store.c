@@ -17,6 +17,7 @@
 #include <xxhash.h>
 
 #include "cow/device.h"
+#include "cow/ending.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "cow/open_regular.h"

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
+#include "cow/ending.h"
 #include "cow/engine.h"
 #include "cow/io.h"
 #include "ff_util.h"

@@ -5,6 +5,7 @@
 #define FF_CTL_SOURCE_H
 
 #include "cow/ctl/inventory.h"
+#include "cow/ending.h"
 #include "cow/engine.h"
 
 struct source {
