@@ -8,8 +8,8 @@
  *      and its images are left out.
  *   2. Load the images. One that is missing or invalid is a hole in its disk's chain: every older
  *      view of that disk may have needed it and is broken.
- *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE: by the path in
- *      the newest image's header, else aside, else by looking through all of SOURCE.
+ *   3. Sort them by disk and age into chains, and find each disk's inode in SOURCE
+ *      (recover_find.c).
  *   4. Judge by how the last mount ended: changed behind the mount's back, torn by a power loss, or
  *      L2 entries that are not those of a clean end, breaks views, in the images' headers. What has
  *      no image gets a note (lost.c), lest it be taken for whole when the image comes back.
@@ -46,101 +46,6 @@ static int by_disk_and_age(const void *a, const void *b)
 	if (x->btime_nsec != y->btime_nsec)
 		return x->btime_nsec < y->btime_nsec ? -1 : 1;
 	return x->seq < y->seq ? -1 : x->seq > y->seq;
-}
-
-/* Is the disk at PATH below SOURCE? An error that may pass is returned: it must not cost a view. */
-static int is_at(struct ff_store *s, const char *path, const struct identity *id, struct stat *st,
-                 bool *there)
-{
-	ff_autoclose int fd = -1;
-	struct identity found;
-	int r = io_open_beneath(s->source_fd, path, O_PATH | O_NOFOLLOW, 0, &fd);
-
-	if (!r)
-		r = identity_of(fd, "", &found, st);
-	*there = !r && identity_same(&found, id);
-	if (r && r != -ENOENT && r != -ENOTDIR && r != -ELOOP && r != -EXDEV && r != -EACCES) {
-		ff_error("%s/%s: cannot be looked at: %s", s->source_path, path, strerror(-r));
-		return r;
-	}
-	return 0;
-}
-
-/* Looks for it everywhere. *OUT is malloc'd, NULL: it is nowhere. */
-static int search_source(struct recovery *rc, const struct identity *id, struct stat *st,
-                         char **out)
-{
-	struct ff_store *s = rc->store;
-	bool there = false;
-	int r = 0;
-
-	if (!rc->source) {
-		struct tree_walk how = {.source_fd = s->source_fd,
-		                        .dev = s->source_dev,
-		                        .hide_dev = s->fleece_dev,
-		                        .hide_ino = s->fleece_ino,
-		                        .hide_name = FF_HIDDEN_NAME};
-
-		r = tree_walk(&how, &rc->source);
-	}
-	for (uint32_t i = 0; !r && !there && i < rc->source->disk_count; i++) {
-		const struct ff_frozen *f = &rc->source->inodes[rc->source->disks[i]];
-
-		if (f->st.st_ino != id->ino)
-			continue;
-		r = is_at(s, f->path, id, st, &there);
-		if (there && !(*out = strdup(f->path)))
-			r = -ENOMEM;
-	}
-	return r;
-}
-
-/* The same for a block device, which is told by its identity alone, whatever leads to it. Its views
- * may be in the hands of a program that has it claimed by now: then they are lost. */
-static int find_device(struct ff_store *s, struct ff_image *newest, const struct identity *id,
-                       struct stat *st, char **out)
-{
-	struct device *dev = device_find(s, id);
-	int r = dev ? 0 : device_at(s, newest ? ff_image_backing(newest) : "", &dev);
-
-	*out = NULL;
-	if (!r && !identity_same(device_id(dev), id))
-		return 0;
-	if (!r)
-		r = device_claim(dev);
-	if (!r)
-		r = device_evidence(device_path_fd(dev), st);
-	if (!r)
-		*out = strdup(device_path(dev));
-	return r == -EMFILE || r == -ENFILE || r == -ENOMEM || (!r && !*out) ? (r ? r : -ENOMEM)
-	                                                                     : 0;
-}
-
-/* Where the disk is: *OUT malloc'd, or NULL. */
-static int find_source(struct recovery *rc, struct ff_image *newest, const struct identity *id,
-                       struct stat *st, char **out)
-{
-	struct ff_store *s = rc->store;
-	const char *backing = newest ? ff_image_backing(newest) : "";
-	size_t n = strlen(s->source_path);
-	const char *at = backing + n + 1;
-	char path[PATH_MAX];
-	bool there = false;
-	int r = 0;
-
-	*out = NULL;
-	if (identity_is_device(id))
-		return find_device(s, newest, id, st, out);
-	if (strncmp(backing, s->source_path, n) == 0 && backing[n] == '/')
-		r = is_at(s, at, id, st, &there);
-	if (!r && !there && aside_path(s, id, path, sizeof path) == 0) {
-		at = path;
-		r = is_at(s, at, id, st, &there);
-	}
-	if (r || !there)
-		return r ? r : search_source(rc, id, st, out);
-	*out = strdup(at);
-	return *out ? 0 : -ENOMEM;
 }
 
 /* The number of the image that follows in the chain according to the header of this one; 0: none
@@ -312,7 +217,7 @@ static int take_disk(struct recovery *rc, struct found *f, size_t n)
 		newest = f[i].img ? f[i].img : newest;
 	if (!newest)
 		return 0; /* nothing of it is left: every view of it gives EIO */
-	r = find_source(rc, newest, &id, &st, &path);
+	r = recovery_find_source(rc, newest, &id, &st, &path);
 	if (r)
 		return r;
 	r = disk_find(s, &id, true, &d);
@@ -322,7 +227,7 @@ static int take_disk(struct recovery *rc, struct found *f, size_t n)
 	}
 	/* It may have a name aside and others as well. */
 	if (path && aside_path(s, &id, kept, sizeof kept) == 0)
-		r = is_at(s, kept, &id, &same, &aside);
+		r = recovery_is_at(s, kept, &id, &same, &aside);
 	for (size_t i = 0; i < n && !r; i++)
 		if (f[i].img)
 			r = push(rc, d, &f[i]);

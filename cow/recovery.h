@@ -1,8 +1,7 @@
 /*
  * What the parts of recovery share: recover_list.c (tells what is ours in FLEECE_DIR),
- * recover_load.c (reads it, step 1 and 2) and recover.c (makes chains of it and judges them, step 3
- * to 5; the essay is there). Nothing else
- * includes it.
+ * recover_load.c (reads it, step 1 and 2), recover_find.c (where disks are) and recover.c (makes
+ * chains and judges them, step 3 to 5; the essay is there). Nothing else includes it.
  */
 #ifndef FF_COW_RECOVERY_H
 #define FF_COW_RECOVERY_H
@@ -60,6 +59,12 @@ struct names {
 int recovery_list(struct ff_store *s, struct names *names);
 /* Reads those directories: snapshots are published, images added to rc->found. */
 int recovery_load(struct recovery *rc, const struct names *names);
+/* Is the disk at PATH below SOURCE? *ST: of what is there. An error that may pass is returned. */
+int recovery_is_at(struct ff_store *s, const char *path, const struct identity *id, struct stat *st,
+                   bool *there);
+/* Where the disk is: *OUT malloc'd, or NULL, with *ST of it. NEWEST: of its images. */
+int recovery_find_source(struct recovery *rc, struct ff_image *newest, const struct identity *id,
+                         struct stat *st, char **out);
 /* A directory that we could not know to be one of ours. Any other that cannot be opened must not be
  * passed over: its snapshot would be missing, and its number given to another. */
 bool recovery_is_gone(int error);
