@@ -275,7 +275,7 @@ static int newest_first(const void *a, const void *b)
 	uint64_t x = ff_image_desc((*(struct link *const *)a)->img)->seq;
 	uint64_t y = ff_image_desc((*(struct link *const *)b)->img)->seq;
 
-	return x > y ? -1 : x < y;
+	return FF_ORDER(y, x);
 }
 
 /* Hides the links, and adds the hidden ones whose data may be needed no more: those beside them,

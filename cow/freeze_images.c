@@ -130,7 +130,7 @@ static int by_ino(const void *a, const void *b)
 {
 	ino_t x = ((const struct spare *)a)->ino, y = ((const struct spare *)b)->ino;
 
-	return x < y ? -1 : x > y;
+	return FF_ORDER(x, y);
 }
 
 int freeze_walk(struct freeze *f, bool xattrs, struct tree **out)

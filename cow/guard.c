@@ -206,7 +206,7 @@ static int larger_first(const void *a, const void *b)
 	off_t x = (*(struct ff_frozen *const *)a)->st.st_size;
 	off_t y = (*(struct ff_frozen *const *)b)->st.st_size;
 
-	return x > y ? -1 : x < y;
+	return FF_ORDER(y, x);
 }
 
 /* Locks the largest files of the tree. */

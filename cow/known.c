@@ -58,14 +58,13 @@ struct known {
 static int by_number(const void *a, const void *b)
 {
 	const struct one *x = a, *y = b;
+	int r = FF_ORDER(y->dir, x->dir);
 
-	if (x->dir != y->dir)
-		return x->dir ? -1 : 1;
-	if (x->made != y->made)
-		return x->made < y->made ? -1 : 1;
-	if (x->seq != y->seq)
-		return x->seq < y->seq ? -1 : 1;
-	return x->nsec < y->nsec ? -1 : x->nsec > y->nsec;
+	if (!r)
+		r = FF_ORDER(x->made, y->made);
+	if (!r)
+		r = FF_ORDER(x->seq, y->seq);
+	return r ? r : FF_ORDER(x->nsec, y->nsec);
 }
 
 /* The line of ONE, without its end. */

@@ -38,14 +38,13 @@
 static int by_disk_and_age(const void *a, const void *b)
 {
 	const struct found *x = a, *y = b;
+	int r = FF_ORDER(x->ino, y->ino);
 
-	if (x->ino != y->ino)
-		return x->ino < y->ino ? -1 : 1;
-	if (x->btime_sec != y->btime_sec)
-		return x->btime_sec < y->btime_sec ? -1 : 1;
-	if (x->btime_nsec != y->btime_nsec)
-		return x->btime_nsec < y->btime_nsec ? -1 : 1;
-	return x->seq < y->seq ? -1 : x->seq > y->seq;
+	if (!r)
+		r = FF_ORDER(x->btime_sec, y->btime_sec);
+	if (!r)
+		r = FF_ORDER(x->btime_nsec, y->btime_nsec);
+	return r ? r : FF_ORDER(x->seq, y->seq);
 }
 
 /* The number of the image that follows in the chain according to the header of this one; 0: none

@@ -101,21 +101,20 @@ static int by_ino(const void *a, const void *b)
 {
 	uint64_t x = ((const struct ending_line *)a)->ino, y = ((const struct ending_line *)b)->ino;
 
-	return x < y ? -1 : x > y;
+	return FF_ORDER(x, y);
 }
 
 /* All of the image's name, but not of what it says. */
 static int by_image(const void *a, const void *b)
 {
 	const struct image_line *x = a, *y = b;
+	int r = FF_ORDER(x->ino, y->ino);
 
-	if (x->ino != y->ino)
-		return x->ino < y->ino ? -1 : 1;
-	if (x->btime_sec != y->btime_sec)
-		return x->btime_sec < y->btime_sec ? -1 : 1;
-	if (x->btime_nsec != y->btime_nsec)
-		return x->btime_nsec < y->btime_nsec ? -1 : 1;
-	return x->seq < y->seq ? -1 : x->seq > y->seq;
+	if (!r)
+		r = FF_ORDER(x->btime_sec, y->btime_sec);
+	if (!r)
+		r = FF_ORDER(x->btime_nsec, y->btime_nsec);
+	return r ? r : FF_ORDER(x->seq, y->seq);
 }
 
 static bool parse_disk(const char *text, struct ending_line *l)

@@ -257,12 +257,11 @@ static int by_identity(const void *a, const void *b)
 {
 	const struct ff_frozen *x = *(const struct ff_frozen *const *)a;
 	const struct ff_frozen *y = *(const struct ff_frozen *const *)b;
+	int r = FF_ORDER(x->st.st_ino, y->st.st_ino);
 
-	if (x->st.st_ino != y->st.st_ino)
-		return x->st.st_ino < y->st.st_ino ? -1 : 1;
-	if (x->btime_sec != y->btime_sec)
-		return x->btime_sec < y->btime_sec ? -1 : 1;
-	return x->btime_nsec < y->btime_nsec ? -1 : x->btime_nsec > y->btime_nsec;
+	if (!r)
+		r = FF_ORDER(x->btime_sec, y->btime_sec);
+	return r ? r : FF_ORDER(x->btime_nsec, y->btime_nsec);
 }
 
 int ff_since_deleted(const struct ff_snap *new, const struct ff_snap *old,

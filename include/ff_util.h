@@ -17,6 +17,8 @@
 #define FF_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 #define FF_MIN(a, b)     ((a) < (b) ? (a) : (b))
 #define FF_MAX(a, b)     ((a) > (b) ? (a) : (b))
+/* For qsort(3): negative, 0 or positive. */
+#define FF_ORDER(a, b) (((a) > (b)) - ((a) < (b)))
 
 /* The object of type TYPE whose member MEMBER is at PTR. */
 #define FF_CONTAINER(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))

@@ -14,13 +14,11 @@
 
 static int by_disk(const struct ff_image_desc *x, const struct ff_image_desc *y)
 {
-	if (x->disk_ino != y->disk_ino)
-		return x->disk_ino < y->disk_ino ? -1 : 1;
-	if (x->disk_btime_sec != y->disk_btime_sec)
-		return x->disk_btime_sec < y->disk_btime_sec ? -1 : 1;
-	if (x->disk_btime_nsec != y->disk_btime_nsec)
-		return x->disk_btime_nsec < y->disk_btime_nsec ? -1 : 1;
-	return 0;
+	int r = FF_ORDER(x->disk_ino, y->disk_ino);
+
+	if (!r)
+		r = FF_ORDER(x->disk_btime_sec, y->disk_btime_sec);
+	return r ? r : FF_ORDER(x->disk_btime_nsec, y->disk_btime_nsec);
 }
 
 static int by_disk_and_age(const void *a, const void *b)
@@ -29,7 +27,7 @@ static int by_disk_and_age(const void *a, const void *b)
 	const struct inv_image *y = *(struct inv_image *const *)b;
 	int r = by_disk(&x->desc, &y->desc);
 
-	return r ? r : x->desc.seq < y->desc.seq ? -1 : x->desc.seq > y->desc.seq;
+	return r ? r : FF_ORDER(x->desc.seq, y->desc.seq);
 }
 
 bool inv_same_disk(const struct inv_image *a, const struct inv_image *b)

@@ -92,7 +92,7 @@ static int by_age(const void *a, const void *b)
 	const struct inv_dir *x = *(const struct inv_dir *const *)a;
 	const struct inv_dir *y = *(const struct inv_dir *const *)b;
 
-	return x->manifest.seq < y->manifest.seq ? -1 : x->manifest.seq > y->manifest.seq;
+	return FF_ORDER(x->manifest.seq, y->manifest.seq);
 }
 
 static int add_dir(int fleece_fd, const struct inventory *inv, const struct inv_dir *d,
