@@ -9,19 +9,13 @@
  *              main thread. One thread waits for signals; before it ends the loop it lets the
  *              kernel write back dirty mapped pages. A helper thread asks the mount for its root:
  *              an answer means that the kernel and we understand each other, and is what "ready"
- *              means. Only then the parent is told through the pipe (one byte), stdio is closed
- *              and the log goes to syslog; in the foreground a service manager is told instead
- *              (READY=1). One line is logged, and one when all has ended well.
+ *              means. Only then the parent is told (background.c); in the foreground a service
+ *              manager is told instead (READY=1). One line is logged, and one when all has ended
+ *              well.
  *   ending     the loop has ended (unmount, signal or error); unmount, wait for threads that make
  *              or drop a snapshot, give back handles and nodes, drop the ephemeral snapshot, close
  *              the store. In this order: the unmount first, so that nobody is served any more;
  *              the store last, for everything refers to it.
- *
- * The parent waits on the pipe. End of file instead of the byte means that the child ended: its
- * status becomes the parent's, and if it left a dead mount that is taken away.
- *
- * The fork comes before any thread exists. The pipe and SOURCE's descriptor are the only things
- * that cross it.
  */
 #include "fusefs/session.h"
 
@@ -32,10 +26,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 
 #include "ff_log.h"
 #include "ff_util.h"
+#include "fusefs/background.h"
 #include "fusefs/creds.h"
 #include "fusefs/dispatch.h"
 #include "fusefs/inode.h"
@@ -57,7 +51,7 @@ struct session {
 	struct places places;
 	struct fuse_session *se;
 	struct fs fs;
-	int ready_fd; /* the pipe to the parent; -1 in the foreground */
+	int ready_fd; /* for background_ready(); -1 in the foreground */
 	pthread_t main_thread;
 	atomic_bool ending; /* the loop has ended: the watcher of signals is to end, too */
 	bool never_ready;   /* set by the helper thread, read after it was joined */
@@ -178,23 +172,6 @@ static void set_read_ahead(const struct statx *stx)
 	close(fd);
 }
 
-/* From here on nobody listens on the terminal. */
-static bool leave_terminal(struct session *s)
-{
-	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	bool told = write(s->ready_fd, "1", 1) == 1;
-
-	ff_log_to_syslog();
-	if (fd >= 0) {
-		for (int i = 0; i < 3; i++)
-			dup2(fd, i);
-		if (fd > 2)
-			close(fd);
-	}
-	close(s->ready_fd);
-	return told;
-}
-
 /* Ends the loop, which the main thread may be asleep in. */
 static void end_loop(struct session *s)
 {
@@ -230,7 +207,7 @@ static void *check_ready(void *arg)
 		return NULL;
 	}
 	set_read_ahead(&stx);
-	if (s->ready_fd >= 0 && !leave_terminal(s)) {
+	if (s->ready_fd >= 0 && !background_ready(s->ready_fd)) {
 		ff_error("%s: nobody waited for the mount any more: unmounted",
 		         s->places.mountpoint);
 		give_up(s);
@@ -423,56 +400,13 @@ static int serve(struct session *s)
 	return r;
 }
 
-/* The parent: waits until the child says that the mount is ready, or ends. */
-static int wait_ready(struct session *s, pid_t child, int fd)
-{
-	int status;
-	ssize_t n;
-	char c;
-
-	do
-		n = read(fd, &c, 1);
-	while (n < 0 && errno == EINTR);
-	close(fd);
-	if (n == 1)
-		return EXIT_SUCCESS;
-	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-		;
-	mountpoint_recover(s->places.mountpoint);
-	if (WIFEXITED(status)) {
-		if (WEXITSTATUS(status) == 0)
-			ff_error("%s: unmounted before it was ready", s->places.mountpoint);
-		return WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_FAILURE;
-	}
-	ff_error("the process that serves the mount died of signal %d", WTERMSIG(status));
-	return EXIT_FAILURE;
-}
-
 static int run(struct session *s)
 {
-	int fds[2];
-	pid_t child;
+	int status;
 
 	s->ready_fd = -1;
-	if (s->o->foreground)
-		return serve(s) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
-	if (pipe2(fds, O_CLOEXEC) < 0) {
-		ff_error("pipe: %m");
-		return EXIT_FAILURE;
-	}
-	fflush(NULL);
-	child = fork();
-	if (child < 0) {
-		ff_error("fork: %m");
-		return EXIT_FAILURE;
-	}
-	if (child > 0) {
-		close(fds[1]);
-		return wait_ready(s, child, fds[0]);
-	}
-	close(fds[0]);
-	s->ready_fd = fds[1];
-	setsid();
+	if (!s->o->foreground && !background(s->places.mountpoint, &s->ready_fd, &status))
+		return status;
 	return serve(s) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
