@@ -224,6 +224,8 @@ void round_apply_names(struct round *r, struct round_tree *t, const struct round
 
 void round_copy_file(struct round_tree *to, const struct round_tree *from, int file);
 void round_copy_tree(struct round_tree *to, const struct round_tree *from);
+/* Where they begin to differ; LEN: nowhere. */
+size_t round_differs_at(const uint8_t *a, const uint8_t *b, size_t len);
 /* Finds the frozen inode at PATH. */
 int round_lookup(struct ff_snap *snap, const char *path, const struct ff_frozen **out);
 /* Reads and compares a snapshot; the first error of a read, or 0. TOLERATED: any error is. IMAGES:
