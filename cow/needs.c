@@ -47,24 +47,16 @@ static void first_bits(uint64_t count, uint64_t *bits)
 		                               : (UINT64_C(1) << (count - w * 64)) - 1;
 }
 
-typedef bool (*reads_fn)(const struct link *l);
-
-/* May its view be read? A change that goes on for want of one waits in lost_settled(). Lock: chain.
- */
-static bool is_read(const struct link *l)
+/* May its view be read? LATER: by another mount, too, which does not know of a loss that storage
+ * was not told of. (A guest's change that goes on for want of a reader waits in lost_settled().)
+ * Lock: chain, or admin held. */
+static bool is_read(const struct link *l, bool later)
 {
-	return l->snap && !atomic_load(&l->checkpoint) && !atomic_load(&l->broken);
+	return l->snap && !atomic_load(&l->checkpoint) &&
+	       !atomic_load(later ? &l->recorded : &l->broken);
 }
 
-/* The same by a later mount, too, which does not know of a loss that storage was not told of. Lock:
- * chain, or admin held. */
-static bool may_be_read(const struct link *l)
-{
-	return l->snap && !atomic_load(&l->checkpoint) && !atomic_load(&l->recorded);
-}
-
-static void needed_by(reads_fn reads, struct link *l, uint64_t first, unsigned count,
-                      uint64_t *needed)
+static void needed_by(struct link *l, bool later, uint64_t first, unsigned count, uint64_t *needed)
 {
 	uint64_t left[NEEDS_WORDS], bits[NEEDS_WORDS], there[NEEDS_WORDS], any = 1;
 
@@ -78,7 +70,7 @@ static void needed_by(reads_fn reads, struct link *l, uint64_t first, unsigned c
 		ff_image_released_bits(o->img, first, count, bits);
 		for (unsigned w = 0; w * 64 < count; w++) {
 			left[w] &= there[w];
-			if (reads(o))
+			if (is_read(o, later))
 				needed[w] |= left[w] & ~bits[w];
 		}
 		if (o->older)
@@ -92,7 +84,7 @@ static void needed_by(reads_fn reads, struct link *l, uint64_t first, unsigned c
 
 void needs_of(struct link *l, uint64_t first, unsigned count, uint64_t *needed)
 {
-	needed_by(is_read, l, first, count, needed);
+	needed_by(l, false, first, count, needed);
 }
 
 unsigned needs_run(const uint64_t *needed, unsigned at, unsigned count, bool *set)
@@ -109,7 +101,7 @@ unsigned needs_run(const uint64_t *needed, unsigned at, unsigned count, bool *se
 static bool is_needed(struct link *l)
 {
 	FF_GUARD(&l->disk->store->chain);
-	while (l && !may_be_read(l))
+	while (l && !is_read(l, true))
 		l = l->older;
 	return l != NULL;
 }
@@ -152,7 +144,7 @@ static int record(struct link *l, struct link *older, uint64_t first, unsigned c
 	unsigned n;
 	int r = 0;
 
-	needed_by(may_be_read, l, first, count, needed);
+	needed_by(l, true, first, count, needed);
 	for (unsigned at = 0; !r && at < count; at += n) {
 		bool set;
 
@@ -224,7 +216,7 @@ int needs_sweep_link(struct link *l)
 
 static bool keeps_all(const struct link *l)
 {
-	return may_be_read(l) && !ff_image_has_ledger(l->img);
+	return is_read(l, true) && !ff_image_has_ledger(l->img);
 }
 
 /* Of one link. A hidden one keeps its bits until it is swept as a whole. */
