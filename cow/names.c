@@ -28,27 +28,40 @@ static bool ends_with(const char *name, size_t len, const char *suffix)
 	return len >= n && memcmp(name + len - n, suffix, n) == 0;
 }
 
-/* Does it end as hashed() makes names end? */
-static bool looks_hashed(const char *name, size_t len)
-{
-	return len >= HASH_CHARS && name[len - HASH_CHARS] == '~' &&
-	       strspn(name + len - HASH_CHARS + 1, "0123456789abcdef") >= HASH_CHARS - 1;
-}
-
 static bool is_name(const char *name, size_t len, const char *other)
 {
 	return len == strlen(other) && memcmp(name, other, len) == 0;
 }
 
+const char *const names_suffixes[] = {NAMES_SUMS, LEDGER_SUFFIX, FF_SAID_SUFFIX, FF_SAID_NEW_SUFFIX,
+                                      NULL};
+
+/* Does NAME, of LEN bytes, end with a dot and one of them? */
+static bool is_beside(const char *name, size_t len)
+{
+	const char *dot = memrchr(name, '.', len);
+	size_t n = dot ? (size_t)(name + len - dot) - 1 : 0;
+
+	for (size_t i = 0; dot && names_suffixes[i]; i++)
+		if (is_name(dot + 1, n, names_suffixes[i]))
+			return true;
+	return false;
+}
+
+/* As hashed() makes names end. */
+bool names_looks_hashed(const char *name, size_t len)
+{
+	return len >= HASH_CHARS && name[len - HASH_CHARS] == '~' &&
+	       strspn(name + len - HASH_CHARS + 1, "0123456789abcdef") >= HASH_CHARS - 1;
+}
+
 /* Could a directory of this name stand where a file of ours is to be? */
 static bool reserved(const char *name, size_t len)
 {
-	return looks_hashed(name, len) || is_name(name, len, MANIFEST_NAME) ||
-	       is_name(name, len, NAMES_UNFINISHED) || is_name(name, len, NAMES_MAKING) ||
-	       is_name(name, len, NAMES_CHECKPOINT) || ends_with(name, len, ".qcow2") ||
-	       ends_with(name, len, ".xxh3") || ends_with(name, len, "." LEDGER_SUFFIX) ||
-	       ends_with(name, len, "." FF_SAID_SUFFIX) ||
-	       ends_with(name, len, "." FF_SAID_NEW_SUFFIX) || ends_with(name, len, ".backing") ||
+	return names_looks_hashed(name, len) || is_beside(name, len) ||
+	       is_name(name, len, MANIFEST_NAME) || is_name(name, len, NAMES_UNFINISHED) ||
+	       is_name(name, len, NAMES_MAKING) || is_name(name, len, NAMES_CHECKPOINT) ||
+	       ends_with(name, len, ".qcow2") || ends_with(name, len, ".backing") ||
 	       ends_with(name, len, ".tmp");
 }
 
@@ -90,7 +103,7 @@ char *names_image(const char *rel, uint64_t seq)
 		size_t len = strcspn(p, "/");
 		bool last = p[len] == '\0';
 
-		if (last ? len + (size_t)suffix_len > LONGEST_NAME || looks_hashed(p, len)
+		if (last ? len + (size_t)suffix_len > LONGEST_NAME || names_looks_hashed(p, len)
 		         : reserved(p, len))
 			hashed(p, len, last ? (size_t)suffix_len : 0, part);
 		else
@@ -162,10 +175,8 @@ bool names_ours(const char *name)
 	    strcmp(name + 17, ".backing") == 0)
 		return true;
 	end = after_number(name);
-	return end &&
-	       (strcmp(end, ".qcow2") == 0 || strcmp(end, ".xxh3") == 0 ||
-	        strcmp(end, "." LEDGER_SUFFIX) == 0 || strcmp(end, "." FF_SAID_SUFFIX) == 0 ||
-	        strcmp(end, "." FF_SAID_NEW_SUFFIX) == 0);
+	return end && (strcmp(end, ".qcow2") == 0 ||
+	               (end[0] == '.' && !strchr(end + 1, '.') && is_beside(end, strlen(end))));
 }
 
 bool names_is_systems(const char *name)

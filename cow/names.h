@@ -5,6 +5,7 @@
 #define FF_COW_NAMES_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* REL-fleece-SEQ.qcow2, with parts shortened or marked by a hash where they would be too long or
@@ -20,6 +21,13 @@ char *names_image(const char *rel, uint64_t seq);
 /* What makes a snapshot a checkpoint: see checkpoint.c. */
 #define NAMES_CHECKPOINT "~checkpoint"
 
+/* What an image's checksums are called, in the place of "qcow2". */
+#define NAMES_SUMS "xxh3"
+
+/* All that may lie beside an image, by these; NULL after the last. None is longer than the image's
+ * own, which may fill a name. */
+extern const char *const names_suffixes[];
+
 /* The path of what lies beside the image at PATH: its last ".qcow2", if it has one, gives way to a
  * dot and SUFFIX. */
 char *names_beside(const char *path, const char *suffix);
@@ -33,6 +41,9 @@ char *names_backing_image(const char *from, const char *dir, const char *image);
  * written, the mark of a snapshot that is being made, or a checkpoint's?
  */
 bool names_ours(const char *name);
+
+/* Does NAME, of LEN bytes, end with a hash, as a name that was too long does? */
+bool names_looks_hashed(const char *name, size_t len);
 
 /* That of an image alone. */
 bool names_is_image(const char *name);

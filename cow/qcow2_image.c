@@ -84,7 +84,7 @@ int image_new(int dirfd, const char *path, struct ff_image **out)
 	pthread_mutex_init(&img->ledger_lock, NULL);
 	pthread_cond_init(&img->flush_done, NULL);
 	img->path = strdup(path);
-	img->sums_path = names_beside(path, "xxh3");
+	img->sums_path = names_beside(path, NAMES_SUMS);
 	if (!img->path || !img->sums_path) {
 		ff_image_free(img);
 		return -ENOMEM;
@@ -279,9 +279,17 @@ void ff_image_free(struct ff_image *img)
 	free(img);
 }
 
+/* Removes what lies beside it by that name. R: of what was removed before, which wins. */
+static int unlink_beside(const struct ff_image *img, const char *suffix, int r)
+{
+	ff_autofree char *path = names_beside(img->path, suffix);
+	int e = path ? io_unlinkat(img->dirfd, path, 0) : -ENOMEM;
+
+	return r ? r : e == -ENOENT ? 0 : e;
+}
+
 int ff_image_unlink(struct ff_image *img)
 {
-	ff_autofree char *ledger = names_beside(img->path, LEDGER_SUFFIX);
 	int fd, r, beside;
 
 	/* who still reads must find the files open; nothing to read is no reason to keep them */
@@ -290,21 +298,13 @@ int ff_image_unlink(struct ff_image *img)
 	FF_GUARD(&img->fd_lock);
 	atomic_store(&img->unlinked, true);
 	/* the image last: while it is there, it leads to the others */
-	beside = io_unlinkat(img->dirfd, img->sums_path, 0);
-	if (ff_image_has_ledger(img)) {
-		r = ledger ? io_unlinkat(img->dirfd, ledger, 0) : -ENOMEM;
-		beside = beside && beside != -ENOENT ? beside : r;
-	}
-	if (atomic_load(&img->has_said)) {
-		ff_autofree char *said = names_beside(img->path, FF_SAID_SUFFIX);
-
-		r = said ? io_unlinkat(img->dirfd, said, 0) : -ENOMEM;
-		beside = beside && beside != -ENOENT ? beside : r;
-	}
+	beside = unlink_beside(img, NAMES_SUMS, 0);
+	if (ff_image_has_ledger(img))
+		beside = unlink_beside(img, LEDGER_SUFFIX, beside);
+	if (atomic_load(&img->has_said))
+		beside = unlink_beside(img, FF_SAID_SUFFIX, beside);
 	r = io_unlinkat(img->dirfd, img->path, 0);
-	if (r && r != -ENOENT)
-		return r;
-	return beside == -ENOENT ? 0 : beside;
+	return r && r != -ENOENT ? r : beside;
 }
 
 void ff_image_park(struct ff_image *img)

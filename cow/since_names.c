@@ -19,6 +19,7 @@
 #include <xxhash.h>
 
 #include "cow/since.h"
+#include "cow/names.h"
 #include "ff_util.h"
 
 #define SUFFIX ".qcow2"
@@ -36,22 +37,13 @@ static bool is_disk(const struct ff_frozen *f)
 	return S_ISREG(f->st.st_mode);
 }
 
-/* Does NAME, of LEN bytes, end as one with a hash does before its suffix? */
-static bool looks_hashed(const char *name, size_t len)
-{
-	const char *hash = name + len - HASH_LEN;
-
-	return len > HASH_LEN && hash[0] == '~' &&
-	       strspn(hash + 1, "0123456789abcdef") >= HASH_LEN - 1;
-}
-
 /* The name of the image of NAME in DIR. */
 static void image_name(const struct ff_snap *snap, const struct ff_frozen *dir, const char *name,
                        char out[NAME_LEN + 1])
 {
 	char whole[NAME_LEN * 2];
 	size_t len = strlen(name);
-	bool hashed = len + SUFFIX_LEN == NAME_LEN && looks_hashed(name, len);
+	bool hashed = len + SUFFIX_LEN == NAME_LEN && names_looks_hashed(name, len);
 	XXH64_hash_t seed = 0;
 
 	snprintf(whole, sizeof whole, "%s", name);

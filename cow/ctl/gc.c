@@ -127,13 +127,11 @@ static void removed(struct gc *g, const char *path, uint64_t bytes, int r)
 /* The files beside it first: while the image is there, it leads to all. */
 static void remove_image(struct gc *g, const struct inv_image *img)
 {
-	static const char *const beside[] = {"xxh3", LEDGER_SUFFIX, FF_SAID_SUFFIX,
-	                                     FF_SAID_NEW_SUFFIX};
 	int dir = g->place.fleece_fd, r = 0;
 	uint64_t bytes = img->allocated;
 
-	for (size_t i = 0; !r && i < FF_ARRAY_SIZE(beside); i++) {
-		ff_autofree char *path = names_beside(img->path, beside[i]);
+	for (size_t i = 0; !r && names_suffixes[i]; i++) {
+		ff_autofree char *path = names_beside(img->path, names_suffixes[i]);
 		struct statx sx;
 
 		r = path ? 0 : -ENOMEM;

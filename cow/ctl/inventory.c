@@ -138,8 +138,7 @@ static bool is_in(const struct inv_dir *dir, const char *path)
 
 static int take_file(struct reading *rd, const char *name, const char *path)
 {
-	static const char *const beside[] = {".xxh3", "." LEDGER_SUFFIX, "." FF_SAID_SUFFIX,
-	                                     "." FF_SAID_NEW_SUFFIX};
+	const char *dot = strrchr(name, '.');
 
 	if (strcmp(name, MANIFEST_NAME) == 0)
 		return 0;
@@ -151,8 +150,8 @@ static int take_file(struct reading *rd, const char *name, const char *path)
 		return add_image(rd, path);
 	if (inv_ends_with(name, ".backing"))
 		return 0;
-	for (size_t i = 0; i < FF_ARRAY_SIZE(beside); i++)
-		if (inv_ends_with(name, beside[i]) && has_image(rd, path, beside[i]))
+	for (size_t i = 0; dot && names_suffixes[i]; i++)
+		if (strcmp(dot + 1, names_suffixes[i]) == 0 && has_image(rd, path, dot))
 			return 0;
 	if (strcmp(name, NAMES_CHECKPOINT) == 0 && is_in(&rd->inv->dirs[rd->dir], path)) {
 		rd->inv->dirs[rd->dir].checkpoint = true;
