@@ -222,6 +222,7 @@ struct ff_store {
 	struct qs_kept raw_kept; /* by the caches of decoded disks */
 	atomic_bool pulsing;     /* the time is being written; who set it owns the next three */
 	int pulse_fd;
+	bool pulse_named; /* it is durable that there is one */
 	int64_t pulse_time;
 	bool pulse_failed;
 	int many_fds;      /* constant; descriptors from this number on are not kept when idle */

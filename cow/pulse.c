@@ -8,7 +8,8 @@
  *
  * A system under load may write it late, so SLACK_S seconds are allowed for. The time never goes
  * back: a clock that is set back makes the test miss, not accuse. Where views are to survive power
- * loss the time must, too.
+ * loss the time must, too, and the name of the file: each daemon makes one of its own, in the place
+ * of its predecessor's or of whatever lies there.
  *
  * The write runs as a job that nobody waits for: storage that hangs delays neither the caller nor
  * the end. `pulsing` is set while one is under way, and its holder owns the other fields.
@@ -30,8 +31,7 @@
 #include "ff_log.h"
 #include "ff_util.h"
 
-#define ALIVE     ".alive"
-#define ALIVE_TMP ".alive.tmp"
+#define ALIVE ".alive"
 
 enum { SLACK_S = 10, LENGTH = 21 /* of the text */ };
 
@@ -40,28 +40,8 @@ static int is_durable(struct ff_disk *d, void *ctx)
 	return atomic_load(&d->durable);
 }
 
-/* A new file in the place of the last daemon's, or of whatever lies there: that is not opened, for
- * it may be anything. */
-static int replace(struct ff_store *s, const char *text, int *out)
-{
-	ff_autoclose int fd = -1;
-	int r = io_unlinkat(s->fleece_fd, ALIVE_TMP, 0);
-
-	if (!r || r == -ENOENT)
-		r = io_openat(s->fleece_fd, ALIVE_TMP, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
-		              0600, &fd);
-	if (!r)
-		r = io_pwrite(fd, text, strlen(text), 0);
-	if (!r)
-		r = io_renameat(s->fleece_fd, ALIVE_TMP, s->fleece_fd, ALIVE, 0);
-	if (!r)
-		*out = ff_take_fd(&fd);
-	return r;
-}
-
 static int write_time(struct ff_store *s)
 {
-	bool fresh = s->pulse_fd < 0;
 	struct timespec now;
 	char text[24];
 	int r;
@@ -69,11 +49,16 @@ static int write_time(struct ff_store *s)
 	clock_gettime(CLOCK_REALTIME, &now);
 	s->pulse_time = FF_MAX(s->pulse_time, (int64_t)now.tv_sec);
 	snprintf(text, sizeof text, "%020lld\n", (long long)s->pulse_time);
-	r = fresh ? replace(s, text, &s->pulse_fd) : io_pwrite(s->pulse_fd, text, strlen(text), 0);
+	r = s->pulse_fd < 0
+	        ? text_replace(s->fleece_fd, ALIVE, text, strlen(text), false, &s->pulse_fd)
+	        : io_pwrite(s->pulse_fd, text, strlen(text), 0);
 	if (r || !disk_each(s, is_durable, NULL))
 		return r;
 	r = io_fdatasync(s->pulse_fd);
-	return r || !fresh ? r : io_fsync(s->fleece_fd);
+	if (!r && !s->pulse_named)
+		r = io_fsync(s->fleece_fd);
+	s->pulse_named |= !r;
+	return r;
 }
 
 static int pulse_job(void *ctx)

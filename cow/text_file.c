@@ -1,5 +1,5 @@
 /*
- * No state. A text is written to NAME.tmp and renamed, with the file and the directory flushed: it
+ * No state. A text is written to NAME.tmp and renamed; with the file and the directory flushed, it
  * is the old one or the new one, whatever happens.
  */
 #include "cow/text_file.h"
@@ -48,25 +48,34 @@ bool text_is_foreign(int error)
 	return error == -EINVAL || error == -ELOOP;
 }
 
-int text_write(struct ff_store *s, const char *name, const char *text, size_t len)
+int text_replace(int dirfd, const char *name, const char *text, size_t len, bool durable, int *out)
 {
 	ff_autoclose int fd = -1;
 	char tmp[32];
 	int r;
 
 	snprintf(tmp, sizeof tmp, "%s.tmp", name);
-	r = io_unlinkat(s->fleece_fd, tmp, 0); /* of a daemon that was killed, or not ours at all */
+	r = io_unlinkat(dirfd, tmp, 0); /* of a daemon that was killed, or not ours at all */
 	if (!r || r == -ENOENT)
-		r = io_openat(s->fleece_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600,
-		              &fd);
+		r = io_openat(dirfd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600, &fd);
 	if (!r)
 		r = io_pwrite(fd, text, len, 0);
-	if (!r)
+	if (!r && durable)
 		r = io_fsync(fd);
 	if (!r)
-		r = io_renameat(s->fleece_fd, tmp, s->fleece_fd, name, 0);
+		r = io_renameat(dirfd, tmp, dirfd, name, 0);
+	if (!r && durable)
+		r = io_fsync(dirfd);
 	if (!r)
-		r = io_fsync(s->fleece_fd);
+		*out = ff_take_fd(&fd);
+	return r;
+}
+
+int text_write(struct ff_store *s, const char *name, const char *text, size_t len)
+{
+	ff_autoclose int fd = -1;
+	int r = text_replace(s->fleece_fd, name, text, len, true, &fd);
+
 	if (r)
 		ff_error("%s/%s: cannot write: %s", s->fleece_path, name, strerror(-r));
 	return r;

@@ -16,7 +16,10 @@ enum { TEXT_SEAL = 32 };
 int text_read(int dirfd, const char *name, char **out);
 /* Is the text none of ours, for that error of text_read(), rather than one that may be right? */
 bool text_is_foreign(int error);
-/* Puts it in the place of the old one, durably. Errors are logged. */
+/* Puts it in the place of the old one, or of whatever lies there, which is not opened. DURABLE: for
+ * good. *OUT: its descriptor, for writing. */
+int text_replace(int dirfd, const char *name, const char *text, size_t len, bool durable, int *out);
+/* The same, for good. Errors are logged. */
 int text_write(struct ff_store *s, const char *name, const char *text, size_t len);
 /* The same; where there is no space for another, over the old one: cut in between, it is both. */
 int text_write_over(struct ff_store *s, const char *name, const char *text, size_t len);
