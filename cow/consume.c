@@ -210,6 +210,7 @@ static void skip_gap(struct ff_reader *rd, struct consumer *c)
 /* Takes the read of [off, end) in. Lock: c->lock. */
 static void take_run(struct ff_reader *rd, struct consumer *c, uint64_t off, uint64_t end)
 {
+	uint64_t begin = c->begin, was = c->end;
 	bool none = c->end == c->begin;
 
 	while (!none && off > c->end && c->ahead_count &&
@@ -230,7 +231,8 @@ static void take_run(struct ff_reader *rd, struct consumer *c, uint64_t off, uin
 		c->begin = c->released = off;
 		c->end = end;
 	}
-	take_ahead(rd, c);
+	if (c->begin != begin || c->end != was) /* else what was asked for is as it was */
+		take_ahead(rd, c);
 }
 
 /* Tells the others how far C is, and learns what all who have it open have read and left behind:
