@@ -106,14 +106,13 @@ uint64_t changes_next(const struct changes *c, uint64_t first)
 	if (next <= first)
 		return next;
 	token = barrier_enter(reads);
-	for (; l && l != c->new &&next > first; l = atomic_load(&l->newer)) {
-		bool marked = first >= l->clusters;
+	for (; next > first && l && l != c->new; l = atomic_load(&l->newer)) {
+		bool marked = first >= l->clusters; /* what it has not got counts as changed */
+		uint64_t n = 0;
 
-		next = FF_MIN(next, FF_MAX(first, l->clusters));
-		if (!marked && next > first)
-			next = first + ff_image_run(l->img, first, next - first, &marked);
-		if (marked)
-			next = first;
+		if (!marked)
+			n = ff_image_run(l->img, first, FF_MIN(next, l->clusters) - first, &marked);
+		next = marked ? first : first + n;
 	}
 	barrier_exit(reads, token);
 	return next;

@@ -284,11 +284,14 @@ static int release_run(struct ff_image *img, uint64_t first, uint64_t count, boo
 		n++;
 	if (r || n == count) /* nothing stored: write nothing, which would make a table of a hole */
 		return r;
-	for (uint64_t k = 0; k < count; k++)
-		if (kinds[k] != FF_KIND_NONE && hollow)
+	for (uint64_t k = 0; k < count; k++) {
+		if (kinds[k] == FF_KIND_NONE)
+			continue;
+		if (hollow)
 			ff_put_be64(entries + k * 8, QCOW2_ZERO);
 		else
-			stored += kinds[k] != FF_KIND_NONE;
+			stored++;
+	}
 	r = image_fd(img, &fd);
 	if (!r)
 		r = io_pwrite(fd, entries, count * 8, image_l2_offset(img, first));

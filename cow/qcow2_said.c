@@ -42,6 +42,7 @@
 #include "cow/names.h"
 #include "cow/open_regular.h"
 #include "cow/qcow2_private.h"
+#include "cow/text_file.h"
 #include "ff_log.h"
 #include "ff_util.h"
 
@@ -201,7 +202,7 @@ int ff_image_said_load(struct ff_image *img, uint64_t freeze,
 	r = open_regular(img->dirfd, path, O_RDONLY, &fd);
 	if (r == -ENOENT)
 		return 0;
-	if (r == -EINVAL || r == -ELOOP) {
+	if (text_is_foreign(r)) {
 		ff_warning("%s: is no regular file, hence not fleecefs's, and made anew: copies of "
 		           ".since images may differ from older ones",
 		           path);
@@ -368,7 +369,7 @@ int ff_image_said_add(struct ff_image *img, uint64_t freeze, uint64_t *end,
 	if (!r && durable && !*end)
 		r = image_sync_directory(img);
 	if (r) {
-		bool strange = r == -EISDIR || r == -EINVAL || r == -ELOOP;
+		bool strange = r == -EISDIR || text_is_foreign(r);
 
 		ff_error("%s: what was found out about zeros cannot be kept: %s",
 		         path ? path : img->path,

@@ -265,17 +265,16 @@ int ff_since_make(const struct ff_since_pair *pair, const struct ff_frozen *dir,
 		return r;
 	}
 	flushed_both(new_hold, old_hold);
-	if (ff_snap_is_checkpoint(pair->new)) {
-		ff_error("%s: a checkpoint has no data to make an image from", rel);
-		release_both(new_hold, old_hold);
-		free(s);
-		return -EIO;
-	}
 	s->new = ff_snap_ref(pair->new);
 	s->old = pair->old ? ff_snap_ref(pair->old) : NULL;
 	s->f = f;
 	s->size = (uint64_t)f->st.st_size;
-	r = make(s, pair, rel);
+	if (ff_snap_is_checkpoint(s->new)) {
+		ff_error("%s: a checkpoint has no data to make an image from", rel);
+		r = -EIO;
+	} else {
+		r = make(s, pair, rel);
+	}
 	release_both(new_hold, old_hold);
 	if (r)
 		ff_since_free(s);

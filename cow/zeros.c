@@ -283,19 +283,25 @@ static struct ff_said said_of(const struct zero_map *m, size_t i)
 	};
 }
 
+/* Is something known of chunk I, which (without ALL) does not stand on storage? Lock: the map's. */
+static bool is_wanted(const struct zero_map *m, size_t i, bool all)
+{
+	return m->fresh[i] || (all && (m->chunks[i] || m->state[i] != CHUNK_BITS));
+}
+
 /* What is known of each chunk, or only of the fresh ones. Lock: the map's. */
 static int gather(const struct zero_map *m, bool all, struct ff_said **out, size_t *count)
 {
 	size_t n = 0;
 
 	for (size_t i = 0; i < m->count; i++)
-		n += m->fresh[i] || (all && (m->chunks[i] || m->state[i] != CHUNK_BITS));
+		n += is_wanted(m, i, all);
 	*count = n;
 	*out = calloc(n + 1, sizeof **out);
 	if (!*out)
 		return -ENOMEM;
 	for (size_t i = 0; i < m->count; i++)
-		if (m->fresh[i] || (all && (m->chunks[i] || m->state[i] != CHUNK_BITS)))
+		if (is_wanted(m, i, all))
 			(*out)[--n] = said_of(m, i);
 	return 0;
 }
