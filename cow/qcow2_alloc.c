@@ -16,6 +16,7 @@
  * neighbours' bits as they are, so that bytes need not be read. On disk a bit may be 1 where refs
  * has 0 (a write that failed when clearing it): a leak, which the next load mends. It is never the
  * other way round once anything refers to the cluster: first the refcount, then the reference.
+ * (What a loss of power may leave is told in qcow2_image.c.)
  *
  *   refcount block: its own bit (in a block entered at creation), then the refcount table's entry;
  *                   then blocks has it

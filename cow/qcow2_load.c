@@ -10,8 +10,9 @@
  * A killed process may leave refcounts of clusters that nothing refers to, and a file that is
  * longer than needed (as does the release of its last clusters). Both are mended here: refcounts
  * are made to match the tables, the file is cut after its last cluster in use. (A refcount that is
- * too low, or a refcount block that is not in the table, is never left by a kill, only by a storage
- * that lost writes; it is mended too, and the checksums tell whether the data is there.)
+ * too low, or a refcount block that is not in the table, is never left by a kill, but by a loss of
+ * power amid a durable save (qcow2_image.c), or by a storage that lost writes; it is mended too,
+ * and the checksums tell whether the data is there.)
  *
  * An entry that is cleared on the storage, or becomes "zeros", cannot be told from one that was
  * written so. A clean end therefore leaves a hash of all entries (session.c), which recovery

@@ -48,7 +48,7 @@ struct ff_reader {
 	const struct ff_frozen *inode;
 	struct link *link; /* kept in its chain by the hold */
 	struct consumer consumer;
-	bool sparse;               /* constant: the source had holes when it was frozen */
+	bool sparse;               /* constant: the source had holes, and tells of them quickly */
 	pthread_mutex_t kept_lock; /* the following, a leaf */
 	struct link *kept_of;
 	uint64_t kept_cluster;

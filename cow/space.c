@@ -7,8 +7,9 @@
  * who needs no new answer goes on with the last one. What others charge meanwhile is taken off the
  * answer, as if it did not know of that; if it then does not suffice, storage is asked once more.
  * -ENOSPC means that the policy for failed saves applies. What must be written so that more can be
- * given back is not refused, and may exceed the limit for that while: a page for each 126 MiB of a
- * disk (with clusters of 4 KiB).
+ * given back is not refused, and may exceed the limit for that while: in each image two pages for
+ * each 126 MiB of its disk (with clusters of 4 KiB) and one more. Nor is what was said of zeros
+ * (qcow2_said.c), for who copies what was frozen frees storage the sooner.
  *
  * How fast they grow is an average over about the last minute: bytes allocated and seconds passed
  * are summed up, and whenever that is done (each second while there are snapshots, and by who

@@ -294,7 +294,7 @@ clear_leftovers() {
 }
 
 child=
-# nothing ever comes from here
+# run() sleeps on this: nothing ever comes from here
 exec 7<> <(:)
 started=
 phase=
