@@ -7,7 +7,7 @@
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-for tool in mkfs.ext4 losetup filefrag qemu-img; do
+for tool in mkfs.ext4 debugfs fsfreeze losetup filefrag qemu-img; do
 	command -v $tool >/dev/null || skip "needs $tool"
 done
 kinds=("${@:2}")
@@ -24,7 +24,7 @@ mount_source() {
 
 # A SOURCE of type $1 with disks of random bytes; a.img has a hole at its end.
 new_source() {
-	local type=$1
+	local type=$1 last
 	shift
 	if [ "$type" = xfs ]; then
 		truncate -s 400M "$disk"
@@ -32,6 +32,9 @@ new_source() {
 	else
 		truncate -s 64M "$disk"
 		mkfs.ext4 -q -F -b 4096 -E lazy_itable_init=0 "$@" "$disk"
+		# The journal lies behind all tables. They have their space: what runs out is that of data.
+		last=$(debugfs -R 'blocks <8>' "$disk" 2>/dev/null | tr -s ' ' '\n' | sort -n | tail -1)
+		fallocate -n -l $(((last + 1) * 4096)) "$disk"
 	fi
 	mount_source || skip "no loop device: $(cat "$tmp/err")"
 	head -c 8M /dev/urandom >"$src/a.img"
@@ -244,8 +247,16 @@ sectors() {
 
 # A thin volume below SOURCE that has no blocks left: what is written to new places cannot be kept.
 thin() {
+	local at
 	step "the storage below SOURCE runs out, on-cbw-error=$1"
 	new_source ext4
+	# The filesystem's own blocks have their places, too, also that of the disk's extents: should one of them not be
+	# kept, ext4 gives up as a whole, sooner or later.
+	for at in 2500 3000 3500 4000 4500 5000; do
+		dd if=/dev/urandom of="$src/a.img" bs=4k seek=$at count=1 conv=notrunc status=none
+	done
+	fsfreeze -f "$src"
+	fsfreeze -u "$src"
 	mount_fg --on-cbw-error="$1"
 	freeze one
 	head -c 1G /dev/zero >"$tmp/fast/ballast" 2>/dev/null || true
