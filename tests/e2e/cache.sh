@@ -1,6 +1,9 @@
 #!/bin/bash
 # A backup reads every disk once. What it read of SOURCE must not stay in the host's page cache, next to the
 # frozen file's own pages, where it would have thrown out what the host has use for; what was there before, must.
+# The kernel drops a large folio only if no other thread reads in it at that moment: a reader whose requests are
+# served by several threads leaves one here and there (of 64 MiB up to 4 were seen, as with bare threads on a bare
+# file). Without uncached reads all 64 MiB stay, so the line is drawn at a quarter.
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -35,7 +38,7 @@ for f in cold warm; do
 	dd if="$mnt/snapshots/s/$f.img" of="$tmp/$f.copy" bs=1M status=none
 done
 n=$(cached "$src/cold.img")
-[ "$n" -le $((4 << 20)) ] || fail "$n bytes of a cold disk stay in the page cache"
+[ "$n" -le $((16 << 20)) ] || fail "$n bytes of a cold disk stay in the page cache"
 n=$(cached "$src/warm.img")
 [ "$n" = $((16 << 20)) ] || fail "of 16 MiB in the page cache only $n bytes are left"
 
