@@ -2,7 +2,7 @@
 # A backup reads every disk once. What it read of SOURCE must not stay in the host's page cache, next to the
 # frozen file's own pages, where it would have thrown out what the host has use for; what was there before, must.
 # The kernel drops a large folio only if no other thread reads in it at that moment: a reader whose requests are
-# served by several threads leaves one here and there (of 64 MiB up to 4 were seen, as with bare threads on a bare
+# served by several threads leaves one here and there (of 64 MiB a little over 4 at most were seen, as with bare threads on a bare
 # file). Without uncached reads all 64 MiB stay, so the line is drawn at a quarter.
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -31,7 +31,7 @@ done
 cat "$src/warm.img" >/dev/null
 mkdir "$mnt/snapshots/s"
 
-step "a backup leaves nothing of a cold disk, and what there was of a warm one"
+step "a backup leaves next to nothing of a cold disk, and what there was of a warm one"
 [ "$(cached "$src/cold.img")" -le 65536 ] || skip "the page cache cannot be emptied here"
 [ "$(cached "$src/warm.img")" = $((16 << 20)) ] || skip "the page cache is too small here"
 for f in cold warm; do

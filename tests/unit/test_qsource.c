@@ -339,6 +339,7 @@ Test(qsource, odd_size)
 /* What many open disks keep together is bounded; what is not kept is as right. */
 Test(qsource, memory)
 {
+	/* UNIT: the largest piece that is kept, a cluster unpacked */
 	enum { DISKS = 6, UNIT = 128 << 10, MOST = 8 * UNIT };
 	struct qs_kept kept = {.max = MOST};
 	struct guestimg g[DISKS];
